@@ -1,0 +1,132 @@
+"""The switches of bidirectional compression: what a recipe sets and a user may override."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from fedsim.compression import Compressor, Identity, Quantize
+from fedsim.errors import ConfigError
+
+AnyCompressor = Identity | Quantize
+Feedback = Annotated[float, msgspec.Meta(ge=0, le=1)] | Literal["step"]
+
+
+class Uplink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Client to server.
+
+    Args:
+        compressor: what a direction goes through.
+        memory: clients send the difference to what they usually send (h_i), not the direction itself.
+        rate: alpha, how fast a memory learns; "auto" is 1 / (2 (omega + 1)).
+        rate_levels: when > 0, "auto" takes omega of s-quantization with so many levels instead of the compressor's own
+            (the published "SGD with memory" is uncompressed but learns at the quantizer's rate).
+        initial: memories start at "zero", or at the first "gradient", uploaded in full and counted (full participation).
+        feedback: coefficient of the error feedback: 0 is off, "step" is the server's step size (as in the published
+            code of Artemis for Dore and DoubleSqueeze).
+    """
+
+    compressor: AnyCompressor = Quantize()
+    memory: bool = False
+    rate: Annotated[float, msgspec.Meta(gt=0, le=1)] | Literal["auto"] = "auto"
+    rate_levels: Annotated[int, msgspec.Meta(ge=0)] = 0
+    initial: Literal["zero", "gradient"] = "zero"
+    feedback: Feedback = 0.0
+
+    def alpha(self, d: int) -> float:
+        """Memory rate for rows of ``d`` coordinates; 0 without memory. Default: Artemis, section 2 (1/(2(omega+1)))."""
+        if not self.memory:
+            return 0.0
+        if self.rate != "auto":
+            return self.rate
+        reference = Quantize(self.rate_levels) if self.rate_levels else self.compressor
+        return 1.0 / (2.0 * (reference.omega(d) + 1.0))
+
+
+class Downlink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Server to clients: the compressed update, applied alike by the server and by every client."""
+
+    compressor: AnyCompressor = Quantize()
+    feedback: Feedback = 0.0
+
+
+class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the server turns a cohort's uploads into a step.
+
+    Args:
+        step: gamma: a number, or a multiple of 1/L such as "4/L" for convex tasks.
+        schedule: "constant", or "inverse-sqrt": gamma / sqrt(k) in round k = 1, 2, ...
+        smoothness: which L: the "spectral" norm, or the "frobenius" norm of the published Artemis code.
+        weights: "pooled": client i counts n_i / n, so the objective is the mean over all samples; "uniform": 1 / N.
+        memory: "pp2": the server keeps the mean of all memories; "pp1": it keeps every client's memory.
+        normalise: divide by the "expected" size of the cohort (unbiased) or by the weight of those "present" (FedAvg).
+        average: also keep the Polyak-Ruppert mean of the iterates.
+        paper_compat: update the mean memory with alpha / (p N), as the published code does, instead of alpha / N.
+    """
+
+    step: float | str = "1/L"
+    schedule: Literal["constant", "inverse-sqrt"] = "constant"
+    smoothness: Literal["spectral", "frobenius"] = "spectral"
+    weights: Literal["pooled", "uniform"] = "pooled"
+    memory: Literal["pp1", "pp2"] = "pp2"
+    normalise: Literal["expected", "present"] = "expected"
+    average: bool = False
+    paper_compat: bool = False
+
+
+class Method(msgspec.Struct, frozen=True):
+    """A complete bidirectional method for rows of ``d`` coordinates."""
+
+    uplink: Uplink
+    downlink: Downlink
+    server: ServerOptions
+    d: int
+
+    @property
+    def alpha(self) -> float:
+        """Memory rate of the uplink."""
+        return self.uplink.alpha(self.d)
+
+
+def check(uplink: Uplink, downlink: Downlink, server: ServerOptions, probability: float) -> None:
+    """Raise ConfigError for switches that contradict each other, with the reason and the way out."""
+    if not uplink.memory:
+        for key, value, unset in (
+            ("uplink.rate", uplink.rate, "auto"),
+            ("uplink.rate_levels", uplink.rate_levels, 0),
+            ("uplink.initial", uplink.initial, "zero"),
+            ("server.memory", server.memory, "pp2"),
+            ("server.paper_compat", server.paper_compat, False),
+        ):
+            if value != unset:
+                raise ConfigError(
+                    f"{key} = {value!r} needs memories, but uplink.memory = false; set it to true or drop {key}"
+                )
+    if uplink.initial == "gradient" and probability < 1:
+        raise ConfigError(
+            "uplink.initial = 'gradient' needs every client in the first round, but participation is partial; "
+            "use initial = 'zero' or participation.scheme = 'full'"
+        )
+    if server.paper_compat and server.memory == "pp1":
+        raise ConfigError(
+            "server.paper_compat changes the pp2 update only, but server.memory = 'pp1'; drop one of them"
+        )
+
+
+def check_feedback(name: str, compressor: Compressor, feedback: Feedback, step: float, d: int) -> None:
+    """Refuse an error feedback that cannot be stable.
+
+    The error obeys E||e'||^2 <= omega ||x + c e||^2, so it stays bounded only when c^2 omega < 1.
+    """
+    c, omega = feedback_coefficient(feedback, step), compressor.omega(d)
+    if c * c * omega >= 1:
+        raise ConfigError(
+            f"{name}.feedback = {feedback!r} is {c:.3g} with a compressor of omega = {omega:.3g} at d = {d}: the error would "
+            f"grow (c^2 omega >= 1); use feedback = 'step' with a smaller step, or more levels"
+        )
+
+
+def feedback_coefficient(feedback: Feedback, step: float) -> float:
+    """The number behind a feedback setting; ``step`` is the server's step size of the round."""
+    return step if feedback == "step" else float(feedback)

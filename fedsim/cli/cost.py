@@ -1,0 +1,63 @@
+"""``fedsim cost``: what an experiment will cost, or what a run has cost, frame by frame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedsim.cli.options import Assignments
+
+
+def cost(
+    what: Annotated[
+        Path | None,
+        typer.Argument(metavar="[EXPERIMENT.TOML | RUN]", help="An experiment, or a run folder.", show_default=False),
+    ] = None,
+    assignments: Assignments = None,
+) -> None:
+    """Bytes by direction and kind: of a finished or unfinished run from its ledger, of an experiment in advance.
+
+    In advance, who takes part and what is sent uncompressed is exact; a quantized message counts as long as the
+    encoding of a Gaussian row.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from fedsim.cli import text
+    from fedsim.experiment import load
+    from fedsim.ledger import Cost, read_totals
+    from fedsim.simulation.forecast import forecast
+
+    if what is not None and (what / "ledger.csv").exists():
+        ahead, totals = None, read_totals(what / "ledger.csv")
+        source = f"measured, from {what / 'ledger.csv'}"
+    else:
+        ahead = forecast(load(what, assignments or ()))
+        totals, source = ahead.totals, "in advance; quantized messages as long as those of a Gaussian row"
+    table = Table(
+        "direction", "kind", "frames", "formula bits", "payload bits", "frame bytes", box=None, pad_edge=False
+    )
+    for column in table.columns[2:]:
+        column.justify = "right"
+    rows = [
+        (way.value, kind.value, part) for (way, kind), part in sorted(totals.items(), key=lambda item: item[0][0].value)
+    ]
+    for way, kind, part in [*rows, ("both", "total", sum(totals.values(), Cost()))]:
+        table.add_row(
+            way,
+            kind,
+            f"{part.frames:,}",
+            f"{part.formula_bits:,.0f}",
+            f"{part.payload_bits:,}",
+            f"{part.frame_bytes:,}",
+        )
+    Console().print(table)
+    print(f"\n{source}")
+    if ahead is not None:
+        total = sum(totals.values(), Cost()).frame_bytes
+        print(f"formula bits of a round with all {ahead.clients} clients: {ahead.round_formula_bits:,.0f}")
+        print(
+            f"the same frames uncompressed: {text.size(ahead.uncompressed_bytes)}, {ahead.uncompressed_bytes / total:.1f}x as many bytes"
+        )

@@ -1,0 +1,44 @@
+"""Numbers and experiments as short text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from fedsim.simulation.setup import Setup
+
+
+def size(count: float) -> str:
+    """Bytes with a decimal unit, three digits.
+
+    >>> size(41_234), size(999), size(1.5e9)
+    ('41.2 kB', '999 B', '1.50 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}" if count >= 10 else f"{count:.2f} {unit}"
+
+
+def headline(setup: Setup) -> str:
+    """One line that says what is about to run."""
+    experiment = setup.experiment
+    share = experiment.participation.probability(setup.clients)
+    partition = msgspec.to_builtins(experiment.partition)
+    details = " ".join(f"{value:g}" for key, value in partition.items() if key == "alpha")
+    return (
+        f"{setup.federation.name} · {setup.clients} clients ({partition['scheme']}{' ' + details if details else ''}), "
+        f"{100 * share:.3g} % take part · {experiment.algorithm} · {setup.task.dim} parameters · "
+        f"step {setup.step:.4g}"
+    )
+
+
+def measures(metrics: Mapping[str, Any]) -> str:
+    """Loss and, where there is one, accuracy of an evaluation."""
+    text = f"loss {metrics['loss']:.4f}"
+    if "test_accuracy" in metrics:
+        text += f"  accuracy {100 * metrics['test_accuracy']:.1f} %"
+    return text

@@ -1,0 +1,49 @@
+"""Compressors: rows -> payload -> rows. Frozen, stateless, and each declares its variance constant."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedsim.compression.identity import Identity
+from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout
+from fedsim.compression.quantize import Quantize
+from fedsim.randomness import Stream
+
+__all__ = [
+    "Compressor",
+    "Identity",
+    "Layout",
+    "Levels",
+    "LevelsLayout",
+    "Payload",
+    "Quantize",
+    "Values",
+    "ValuesLayout",
+]
+
+
+class Compressor(Protocol):
+    """The contract; ``tests/contract/test_compressors.py`` holds every compressor to it."""
+
+    def layout(self, d: int) -> Layout:
+        """The shape of a message for rows of ``d`` coordinates."""
+        ...
+
+    def compress(self, rows: Tensor, noise: Stream, clients: Tensor) -> Payload:
+        """float[n, d] -> payload of n rows; row i draws only the numbers of clients[i] (int64[n])."""
+        ...
+
+    def decompress(self, payload: Payload, dtype: torch.dtype) -> Tensor:
+        """Payload of n rows -> dtype[n, d]."""
+        ...
+
+    def omega(self, d: int) -> float:
+        """Smallest known w with E||C(x) - x||^2 <= w ||x||^2 for every row of ``d`` coordinates."""
+        ...
+
+    def formula_bits(self, d: int) -> tuple[float, float]:
+        """(bits of one message, bits shared by all messages of a round and direction) by the papers' formula."""
+        ...

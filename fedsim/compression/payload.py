@@ -1,0 +1,58 @@
+"""What crosses the wire, before bits: the integers and scalars of a message, one row a client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ValuesLayout:
+    """Rows of ``d`` plain numbers of type ``dtype`` (float32 or float64), little-endian on the wire."""
+
+    d: int
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True, slots=True)
+class LevelsLayout:
+    """Rows of ``d`` integers in [-levels, levels] and one float32 norm for each bucket of ``bucket`` coordinates."""
+
+    d: int
+    levels: int
+    bucket: int
+
+    @property
+    def buckets(self) -> int:
+        """Number of norms in a row; the last bucket may be shorter."""
+        return -(-self.d // self.bucket)
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """Uncompressed rows. values: layout.dtype[n, d]."""
+
+    layout: ValuesLayout
+    values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """Quantized rows. levels: int32[n, d], |levels| <= layout.levels; norms: float32[n, buckets], >= 0."""
+
+    layout: LevelsLayout
+    levels: Tensor
+    norms: Tensor
+
+
+Layout = ValuesLayout | LevelsLayout
+Payload = Values | Levels
+
+
+def row(payload: Payload, i: int) -> Payload:
+    """The message of one client: row ``i`` as a payload of one row (views, no copies)."""
+    if isinstance(payload, Values):
+        return Values(payload.layout, payload.values[i : i + 1])
+    return Levels(payload.layout, payload.levels[i : i + 1], payload.norms[i : i + 1])

@@ -1,0 +1,210 @@
+"""An experiment: one typed, frozen value that says everything, and its TOML form.
+
+defaults  <-  what the data source implies  <-  recipe  <-  the user's tables  <-  --set key=value      (later wins)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import tomli_w
+
+from fedsim.algorithms.method import Downlink, ServerOptions, Uplink
+from fedsim.algorithms.recipes import RECIPES
+from fedsim.data import Digits, Dirichlet, Scheme, Source
+from fedsim.errors import ConfigError
+from fedsim.keys import check_keys, nearest, unknown_value
+from fedsim.participation import KofN, Participation
+from fedsim.solvers.local import Local
+from fedsim.tasks import Softmax, TaskOptions
+
+Table = dict[str, Any]
+TAGS = {
+    "data": "source",
+    "partition": "scheme",
+    "task": "kind",
+    "participation": "scheme",
+    "uplink": "compressor",
+    "downlink": "compressor",
+}
+"""The key that says which kind of thing a table describes; another kind has other keys."""
+
+CHANNELS: dict[str, type[msgspec.Struct]] = {"uplink": Uplink, "downlink": Downlink}
+"""Tables in which the compressor's own keys stand beside the channel's."""
+
+IMPLIED: dict[str, Table] = {
+    "breast-cancer": {"task": {"kind": "logistic"}, "partition": {"clients": 10}, "participation": {"scheme": "full"}},
+    "libsvm": {"task": {"kind": "logistic"}},
+    "synthetic-linear": {
+        "task": {"kind": "least-squares"},
+        "partition": {"scheme": "natural"},
+        "participation": {"scheme": "full"},
+    },
+    "synthetic-logistic": {
+        "task": {"kind": "logistic"},
+        "partition": {"scheme": "natural"},
+        "participation": {"scheme": "full"},
+    },
+}
+"""What naming a data source changes in the defaults, so that the source alone is a runnable experiment."""
+
+
+class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to compute and what to write.
+
+    Args:
+        precision: of models, memories and gradients: "float32" or "float64".
+        device: "cpu", "cuda", "cuda:1" ..., or "auto" (a GPU where there is one).
+        threads: of torch; part of the experiment because sums over data depend on it in the last bit.
+        chunk: clients computed at once: 1 is the sequential reference, more stacks them (equal up to rounding).
+        evaluate_every: rounds between evaluations of the loss.
+        checkpoint_every: rounds between checkpoints; a killed run repeats at most so many rounds.
+        baseline: after the run, also run it uncompressed until it reaches the same loss, and compare the bytes.
+    """
+
+    precision: Literal["float32", "float64"] = "float32"
+    device: str = "cpu"
+    threads: Annotated[int, msgspec.Meta(ge=1)] = 1
+    chunk: Annotated[int, msgspec.Meta(ge=1)] = 1
+    evaluate_every: Annotated[int, msgspec.Meta(ge=1)] = 10
+    checkpoint_every: Annotated[int, msgspec.Meta(ge=1)] = 50
+    baseline: bool = False
+
+
+class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that determines a run. ``Experiment.of(algorithm="diana")`` starts from a recipe.
+
+    >>> Experiment.of(algorithm="diana", rounds=10).downlink.compressor
+    Identity(values='float32')
+    """
+
+    algorithm: str = "artemis"
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    rounds: Annotated[int, msgspec.Meta(ge=1, le=2**32 - 2)] = 400
+    data: Source = Digits()
+    partition: Scheme = Dirichlet(clients=100, alpha=0.3)
+    task: TaskOptions = Softmax()
+    participation: Participation = KofN(10)
+    local: Local = Local()
+    uplink: Uplink = Uplink()
+    downlink: Downlink = Downlink()
+    server: ServerOptions = ServerOptions()
+    run: RunOptions = RunOptions()
+
+    @staticmethod
+    def of(**tables: Any) -> Experiment:
+        """An experiment from keyword arguments shaped like the TOML file, on top of the named recipe."""
+        return from_table(tables)
+
+    def table(self) -> Table:
+        """The complete TOML tables, defaults included; ``from_table(x.table()) == x``."""
+        raw: Table = msgspec.to_builtins(self)
+        for name in CHANNELS:
+            raw[name] = raw[name].pop("compressor") | raw[name]
+        return raw
+
+    def toml(self) -> str:
+        """The complete experiment as TOML text."""
+        return tomli_w.dumps(self.table())
+
+    def identifier(self) -> bytes:
+        """8 bytes that name the experiment: a hash of its complete form. What only says how to run is left out."""
+        table = self.table()
+        del table["run"]["checkpoint_every"], table["run"]["baseline"], table["run"]["evaluate_every"]
+        return hashlib.blake2b(msgspec.json.encode(table, order="deterministic"), digest_size=8).digest()
+
+
+def default_table() -> Table:
+    """What ``fedsim run`` runs when nothing is given: artemis on digits, and the uncompressed run to compare with."""
+    return {"run": {"baseline": True}}
+
+
+def load(path: Path | None, assignments: Sequence[str] = ()) -> Experiment:
+    """Read a TOML file (None: the default experiment) and apply ``table.key=value`` assignments.
+
+    Raises ConfigError naming the file and line, the unknown key and its nearest neighbour, or the wrong value.
+    """
+    table = default_table() if path is None else read_toml(path)
+    for assignment in assignments:
+        table = overlay(table, parse_assignment(assignment))
+    return from_table(table)
+
+
+def read_toml(path: Path) -> Table:
+    """The tables of a TOML file. Raises ConfigError naming the file and the place."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot read the experiment ({error.strerror}); give the path of a TOML file"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def from_table(user: Table) -> Experiment:
+    """The experiment that a user's tables describe. Raises ConfigError; see ``load``."""
+    name = user.get("algorithm", "artemis")
+    if not isinstance(name, str) or name not in RECIPES:
+        raise ConfigError(f"algorithm = {name!r}: no such recipe{nearest(str(name), RECIPES)}; see `fedsim recipes`")
+    data = user.get("data")
+    source = data.get("source") if isinstance(data, dict) else None
+    table = Experiment().table()
+    for layer in (IMPLIED.get(str(source), {}), RECIPES[name].settings, user):
+        table = overlay(table, layer)
+    check_keys(table, Experiment, TAGS)
+    for channel, options in CHANNELS.items():
+        table[channel] = _nest(table[channel], options)
+    try:
+        return msgspec.convert(table, Experiment)
+    except msgspec.ValidationError as error:
+        raise ConfigError(unknown_value(str(error), table)) from None
+
+
+def overlay(below: Table, above: Table) -> Table:
+    """``above`` on top of ``below``, key by key; a table of another kind drops the keys of the kind it replaces."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        if not (isinstance(old, dict) and isinstance(value, dict)):
+            result[key] = value
+            continue
+        tag = TAGS.get(key, "")
+        if value.get(tag, old.get(tag)) != old.get(tag):
+            own = CHANNELS[key].__struct_fields__ if key in CHANNELS else ()
+            old = {name: kept for name, kept in old.items() if name in own}
+        result[key] = {**old, **value}
+    return result
+
+
+def parse_assignment(text: str) -> Table:
+    """``uplink.levels=4`` as nested tables; the value is TOML, or plain text where it is not.
+
+    >>> parse_assignment("uplink.levels=4")
+    {'uplink': {'levels': 4}}
+    >>> parse_assignment("server.step=4/L")
+    {'server': {'step': '4/L'}}
+    """
+    key, separator, value = text.partition("=")
+    names = key.strip().split(".")
+    if not separator or not all(names):
+        raise ConfigError(f"--set {text}: expected table.key=value, for example --set uplink.levels=4")
+    try:
+        result: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        result = value.strip()
+    for name in reversed(names):
+        result = {name: result}
+    table: Table = result
+    return table
+
+
+def _nest(table: Table, options: type[msgspec.Struct]) -> Table:
+    """Flat channel table -> the compressor's keys in a table of their own, as the struct has them."""
+    own = {key: value for key, value in table.items() if key in options.__struct_fields__ and key != "compressor"}
+    return own | {"compressor": {key: value for key, value in table.items() if key not in own}}

@@ -1,0 +1,123 @@
+"""The ledger: what every message cost, by round, client and direction, in three units.
+
+    formula_bits    what the papers' formula says for it
+    payload_bits    8 x the length of its encoding (norms included, frame header apart)
+    frame_bytes     what goes onto the wire: header, encoding and, in a catch-up, the length before each update
+
+A line is one frame. ``messages`` counts the updates in it: more than one when an absent client catches up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+COLUMNS = ("round", "client", "direction", "kind", "messages", "formula_bits", "payload_bits", "frame_bytes")
+
+
+class Direction(Enum):
+    """UP: client to server. DOWN: server to client."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+class Entry(Enum):
+    """What a frame carries: the whole MODEL, some UPDATES, an UPLOAD, or a whole MEMORY."""
+
+    MODEL = "model"
+    UPDATES = "updates"
+    UPLOAD = "upload"
+    MEMORY = "memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """A sum over frames: number of frames, bits by formula, payload bits, frame bytes."""
+
+    frames: int = 0
+    formula_bits: float = 0.0
+    payload_bits: int = 0
+    frame_bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.frames + other.frames,
+            self.formula_bits + other.formula_bits,
+            self.payload_bits + other.payload_bits,
+            self.frame_bytes + other.frame_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Frames of one round, direction and kind, one for each client: parallel sequences of the same length."""
+
+    round: int
+    direction: Direction
+    kind: Entry
+    clients: Sequence[int]
+    messages: Sequence[int]
+    formula_bits: Sequence[float]
+    payload_bits: Sequence[int]
+    frame_bytes: Sequence[int]
+
+    def cost(self) -> Cost:
+        """The sum of these lines."""
+        return Cost(len(self.clients), float(sum(self.formula_bits)), sum(self.payload_bits), sum(self.frame_bytes))
+
+    def rows(self) -> Iterable[str]:
+        """The lines as CSV text."""
+        columns = zip(self.clients, self.messages, self.formula_bits, self.payload_bits, self.frame_bytes, strict=True)
+        for client, messages, formula, payload, frame in columns:
+            yield f"{self.round},{client},{self.direction.value},{self.kind.value},{messages},{formula!r},{payload},{frame}\n"
+
+
+@dataclass
+class Ledger:
+    """Running totals, and the lines that are not yet in the file."""
+
+    totals: dict[tuple[Direction, Entry], Cost] = field(default_factory=dict)
+    unwritten: list[Lines] = field(default_factory=list)
+
+    def add(self, lines: Lines) -> None:
+        """Enter a round's frames."""
+        if len(lines.clients):
+            key = (lines.direction, lines.kind)
+            self.totals[key] = self.totals.get(key, Cost()) + lines.cost()
+            self.unwritten.append(lines)
+
+    def cost(self, direction: Direction | None = None) -> Cost:
+        """The total of one direction, or of both."""
+        costs = (cost for (way, _), cost in self.totals.items() if direction in (None, way))
+        return sum(costs, Cost())
+
+    def drain(self) -> str:
+        """The unwritten lines as CSV text, once."""
+        text = "".join(row for lines in self.unwritten for row in lines.rows())
+        self.unwritten.clear()
+        return text
+
+
+def read_totals(path: Path) -> dict[tuple[Direction, Entry], Cost]:
+    """The totals of a ledger.csv, by direction and kind."""
+    table: NDArray[np.void] = np.atleast_1d(
+        np.genfromtxt(path, delimiter=",", names=True, dtype=None, encoding="utf-8")
+    )
+    totals: dict[tuple[Direction, Entry], Cost] = {}
+    for direction in Direction:
+        for kind in Entry:
+            lines = table[(table["direction"] == direction.value) & (table["kind"] == kind.value)]
+            if len(lines):
+                totals[direction, kind] = Cost(
+                    len(lines),
+                    float(lines["formula_bits"].sum()),
+                    int(lines["payload_bits"].sum()),
+                    int(lines["frame_bytes"].sum()),
+                )
+    return totals

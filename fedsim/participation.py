@@ -1,0 +1,72 @@
+"""Who takes part in a round: a function of (seed, round) alone.
+
+scheme      cohort                                            inclusion probability
+full        every client                                      1
+bernoulli   each client with probability p, independently     p      (the cohort may be empty)
+k-of-n      k distinct clients, uniformly                     k / n
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import torch
+from torch import Tensor
+
+from fedsim.errors import ConfigError
+from fedsim.randomness import SERVER, Purpose, Stream
+
+
+class Full(msgspec.Struct, frozen=True, tag_field="scheme", tag="full", forbid_unknown_fields=True):
+    """Every client takes part in every round."""
+
+    def probability(self, clients: int) -> float:
+        """Chance that a given client is in a cohort: 1."""
+        return 1.0
+
+    def sample(self, clients: int, seed: int, round: int) -> Tensor:
+        """Client numbers of the cohort, int64[n], ascending."""
+        return torch.arange(clients)
+
+
+class Bernoulli(msgspec.Struct, frozen=True, tag_field="scheme", tag="bernoulli", forbid_unknown_fields=True):
+    """Each client takes part with probability p, independently of the others and of other rounds."""
+
+    p: Annotated[float, msgspec.Meta(gt=0, le=1, description="the probability that a client takes part in a round")]
+
+    def probability(self, clients: int) -> float:
+        """Chance that a given client is in a cohort: p."""
+        return self.p
+
+    def sample(self, clients: int, seed: int, round: int) -> Tensor:
+        """Client numbers of the cohort, int64[n], ascending; possibly empty."""
+        stream = Stream(seed, Purpose.PARTICIPATION, round)
+        coins = stream.uniform(torch.arange(clients), 1, torch.float64)[:, 0]
+        return torch.nonzero(coins < self.p)[:, 0]
+
+
+class KofN(msgspec.Struct, frozen=True, tag_field="scheme", tag="k-of-n", forbid_unknown_fields=True):
+    """k distinct clients, every subset equally likely."""
+
+    k: Annotated[int, msgspec.Meta(ge=1, description="the number of clients in a round")]
+
+    def probability(self, clients: int) -> float:
+        """Chance that a given client is in a cohort: k / n."""
+        return self.k / clients
+
+    def sample(self, clients: int, seed: int, round: int) -> Tensor:
+        """Client numbers of the cohort, int64[k], ascending. Work grows with k, not with the registered clients."""
+        if self.k > clients:
+            raise ConfigError(f"participation.k = {self.k}, but there are {clients} clients; lower k or add clients")
+        # Floyd's algorithm: the i-th draw is uniform on [0, clients - k + i]; a repeat takes the new top element.
+        words = Stream(seed, Purpose.PARTICIPATION, round).words(torch.tensor([SERVER]), 2 * self.k)[0].tolist()
+        chosen: set[int] = set()
+        for i in range(self.k):
+            top = clients - self.k + i
+            draw = (words[2 * i] << 32 | words[2 * i + 1]) * (top + 1) >> 64
+            chosen.add(top if draw in chosen else draw)
+        return torch.tensor(sorted(chosen))
+
+
+Participation = Full | Bernoulli | KofN

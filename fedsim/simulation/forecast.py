@@ -1,0 +1,71 @@
+"""The cost of an experiment before it runs: the cohorts it will draw, and messages as long as those of a Gaussian row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from fedsim.compression import Compressor
+from fedsim.experiment import Experiment
+from fedsim.ledger import Cost, Direction, Entry, Ledger
+from fedsim.randomness import Purpose, Stream
+from fedsim.simulation.engine import deliver, uplink_lines
+from fedsim.simulation.setup import prepare
+from fedsim.simulation.state import initial_state
+from fedsim.wire import coding
+from fedsim.wire.frame import HEADER_BYTES
+
+SAMPLES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """totals: by direction and kind. clients: N. round_formula_bits: of a round in which all N take part and miss none.
+
+    uncompressed_bytes: what the same frames would weigh if each carried d float32 numbers.
+    """
+
+    totals: dict[tuple[Direction, Entry], Cost]
+    clients: int
+    round_formula_bits: float
+    uncompressed_bytes: int
+
+
+def forecast(experiment: Experiment) -> Forecast:
+    """What the ledger of a run will say, exact but for the length of quantized messages."""
+    setup = prepare(experiment)
+    state, ledger, d = initial_state(setup), Ledger(), setup.task.dim
+    up, down = setup.method.uplink.compressor, setup.method.downlink.compressor
+    up_bytes, down_bytes = typical_bytes(up, d), typical_bytes(down, d)
+    (up_bits, up_shared), (down_bits, down_shared) = up.formula_bits(d), down.formula_bits(d)
+    for t in range(experiment.rounds):
+        state.server = replace(state.server, round=t)
+        cohort = setup.cohort(t)
+        n = len(cohort.clients)
+        for lines in deliver(setup, state, cohort):
+            ledger.add(lines)
+        if t == 0 and experiment.uplink.initial == "gradient":
+            ledger.add(
+                uplink_lines(t, Entry.MEMORY, cohort, _frames(n, d * state.server.model.element_size()), 32.0 * d)
+            )
+        if n:
+            ledger.add(uplink_lines(t, Entry.UPLOAD, cohort, _frames(n, up_bytes), up_bits + up_shared / n))
+        state.updates.add(down_bytes)
+    return Forecast(
+        totals=ledger.totals,
+        clients=setup.clients,
+        round_formula_bits=setup.clients * (up_bits + down_bits) + up_shared + down_shared,
+        uncompressed_bytes=ledger.cost().frames * (HEADER_BYTES + 4 * d),
+    )
+
+
+def typical_bytes(compressor: Compressor, d: int) -> int:
+    """Mean length of the encoding of a Gaussian row of ``d`` coordinates; exact where the length does not vary."""
+    rows = torch.randn((SAMPLES, d), generator=torch.Generator().manual_seed(0))
+    payload = compressor.compress(rows, Stream(0, Purpose.UPLINK), torch.arange(SAMPLES))
+    return round(int(coding.size(payload).sum()) / 8 / SAMPLES)
+
+
+def _frames(n: int, body: int) -> list[tuple[int, int]]:
+    return [(body, HEADER_BYTES + body)] * n

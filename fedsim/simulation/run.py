@@ -1,0 +1,173 @@
+"""Run an experiment from its first round, or from wherever its folder says, to its last."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from fedsim.errors import CheckpointError, StoppedError
+from fedsim.experiment import Experiment
+from fedsim.ledger import Cost, Direction, Entry, Ledger
+from fedsim.simulation.engine import play
+from fedsim.simulation.folder import RunFolder, model_digest
+from fedsim.simulation.setup import Setup, prepare
+from fedsim.simulation.state import State, from_tensors, initial_state, to_tensors
+
+Metrics = dict[str, Any]
+
+
+class Observer(Protocol):
+    """Told what happens, in order; the progress display is one."""
+
+    def started(self, setup: Setup, metrics: Metrics) -> None:
+        """Before the first round of this process; ``metrics`` is the newest evaluation."""
+        ...
+
+    def played(self, round: int, up: Cost, down: Cost) -> None:
+        """After each round: rounds done and the cost so far. May raise StoppedError to stop the run cleanly."""
+        ...
+
+    def evaluated(self, metrics: Metrics) -> None:
+        """After each evaluation."""
+        ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run returns.
+
+    model: float[d]; average: the Polyak-Ruppert mean float[d] or None; metrics: one dictionary an evaluation (round,
+    loss, accuracy where there is one, up_bytes, down_bytes, ...); ledger: totals by direction and kind.
+    """
+
+    experiment: Experiment
+    model: Tensor
+    average: Tensor | None
+    metrics: Sequence[Metrics]
+    ledger: Ledger
+
+    @property
+    def loss(self) -> float:
+        """Training loss of the final model."""
+        return float(self.metrics[-1]["loss"])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the final model's bytes."""
+        return model_digest(self.model)
+
+
+def run(
+    experiment: Experiment,
+    folder: Path | str | None = None,
+    observer: Observer | None = None,
+    target: float | None = None,
+) -> Result:
+    """Run an experiment and return its model, curves and costs.
+
+    Args:
+        experiment: what to run.
+        folder: where to leave the run folder; None keeps everything in memory.
+        observer: told about progress.
+        target: stop at the first evaluation whose training loss is at most this.
+
+    Raises ConfigError, DataError, DivergedError, CheckpointError.
+    """
+    setup = prepare(experiment)
+    return _advance(setup, None if folder is None else RunFolder.create(Path(folder), experiment), observer, target)
+
+
+def resume(folder: Path | str, observer: Observer | None = None, target: float | None = None) -> Result:
+    """Continue the run of a folder from its newest checkpoint; the result is that of the uninterrupted run, bit for bit."""
+    place = RunFolder(Path(folder))
+    return _advance(prepare(place.experiment()), place, observer, target)
+
+
+def _advance(setup: Setup, folder: RunFolder | None, observer: Observer | None, target: float | None) -> Result:
+    """Play the rounds that are left."""
+    experiment, began = setup.experiment, time.monotonic()
+    state, ledger, metrics = initial_state(setup), Ledger(), []
+    if folder is not None and (found := folder.restore()) is not None:
+        try:
+            state = from_tensors(setup, found.round, dict(found.tensors))
+            ledger.totals = {(Direction(w), Entry(k)): Cost(*c) for w, k, c in found.notes["totals"]}
+        except (KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder.path}: the checkpoint does not fit its experiment.toml ({error}); restore the file"
+            ) from None
+        metrics = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+
+    def evaluate() -> Metrics:
+        found = _evaluate(setup, state, ledger)
+        metrics.append(found)
+        if folder is not None:
+            folder.append("metrics.jsonl", json.dumps(found) + "\n")
+        if observer is not None:
+            observer.evaluated(found)
+        return found
+
+    def save() -> None:
+        if folder is not None:
+            folder.append("ledger.csv", ledger.drain())
+            totals = [
+                (way.value, kind.value, [c.frames, c.formula_bits, c.payload_bits, c.frame_bytes])
+                for (way, kind), c in ledger.totals.items()
+            ]
+            folder.checkpoint(state.server.round, to_tensors(state), {"totals": totals})
+
+    last = metrics[-1] if metrics else evaluate()
+    if observer is not None:
+        observer.started(setup, last)
+    saved = state.server.round if metrics else -1
+    try:
+        while state.server.round < experiment.rounds and not (target is not None and last["loss"] <= target):
+            for lines in play(setup, state).lines:
+                ledger.add(lines)
+            done = state.server.round
+            if done % experiment.run.evaluate_every == 0 or done == experiment.rounds:
+                last = evaluate()
+            if observer is not None:
+                observer.played(done, ledger.cost(Direction.UP), ledger.cost(Direction.DOWN))
+            if done % experiment.run.checkpoint_every == 0:
+                save()
+                saved = done
+    except StoppedError:
+        save()
+        raise
+    if saved != state.server.round:
+        save()
+    result = Result(experiment, state.server.model, state.server.average, metrics, ledger)
+    if folder is not None:
+        tensors = {"model": result.model} | ({} if result.average is None else {"average": result.average})
+        outcome = {
+            "rounds": state.server.round,
+            "model_sha256": result.digest,
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        folder.finish(experiment, tensors, outcome)
+    return result
+
+
+def _evaluate(setup: Setup, state: State, ledger: Ledger) -> Metrics:
+    """The line of metrics.jsonl for the current model: costs so far, training loss, test metrics where there is a test set."""
+    federation, server = setup.federation, state.server
+    up, down = ledger.cost(Direction.UP), ledger.cost(Direction.DOWN)
+    found: Metrics = {
+        "round": server.round,
+        "loss": setup.task.loss(server.model, federation.all()),
+        "up_bytes": up.frame_bytes,
+        "down_bytes": down.frame_bytes,
+        "payload_bits": up.payload_bits + down.payload_bits,
+        "formula_bits": up.formula_bits + down.formula_bits,
+    }
+    if federation.test is not None:
+        found |= {f"test_{name}": value for name, value in setup.task.metrics(server.model, federation.test).items()}
+    if server.average is not None and server.round:
+        found["average_loss"] = setup.task.loss(server.average, federation.all())
+    return found

@@ -1,0 +1,108 @@
+"""From an experiment to everything that a round needs: the clients' data, the task, the method, the step sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.artemis import Cohort
+from fedsim.algorithms.method import Method, check, check_feedback
+from fedsim.algorithms.steps import scheduled, step_size
+from fedsim.data import Federation, split
+from fedsim.errors import ConfigError
+from fedsim.experiment import Experiment
+from fedsim.randomness import Purpose, Stream
+from fedsim.solvers.local import Plan
+from fedsim.tasks import Task
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A prepared experiment. weights: float[N], v_i; step: gamma_0; plan: of the local solver; run: its 8-byte name."""
+
+    experiment: Experiment
+    federation: Federation
+    task: Task
+    method: Method
+    weights: Tensor
+    step: float
+    plan: Plan
+    run: bytes
+
+    @property
+    def clients(self) -> int:
+        """Number of registered clients, N."""
+        return self.federation.clients
+
+    def stream(self, purpose: Purpose, round: int) -> Stream:
+        """The random numbers of one purpose in one round."""
+        return Stream(self.experiment.seed, purpose, round)
+
+    def cohort(self, round: int) -> Cohort:
+        """Who takes part in a round."""
+        participation = self.experiment.participation
+        clients = participation.sample(self.clients, self.experiment.seed, round).to(self.weights.device)
+        return Cohort(clients, self.weights[clients], participation.probability(self.clients))
+
+    def step_of(self, round: int) -> float:
+        """The server's step size in a round; clients that catch up use it too."""
+        return scheduled(self.step, self.experiment.server.schedule, round)
+
+
+def prepare(experiment: Experiment) -> Setup:
+    """Load and split the data, build the task, resolve the step sizes; refuse what cannot mean anything.
+
+    Raises ConfigError or DataError. Sets torch's thread count, which is part of the experiment.
+    """
+    torch.set_num_threads(experiment.run.threads)
+    device, dtype = _device(experiment.run.device), DTYPES[experiment.run.precision]
+    federation = split(experiment.data.load(experiment.seed), experiment.partition, experiment.seed).to(device, dtype)
+    shape = tuple(federation.features.shape[1:])
+    task = experiment.task.build(shape, federation.classes, dtype, device)
+    participation, server = experiment.participation, experiment.server
+    participation.sample(federation.clients, experiment.seed, 0)
+    check(experiment.uplink, experiment.downlink, server, participation.probability(federation.clients))
+
+    @cache
+    def smoothness() -> float:
+        """L is the mean of the clients' L_i, as in the published Artemis code."""
+        constants = [task.smoothness(federation.shard(i), server.smoothness) for i in range(federation.clients)]
+        return sum(constants) / len(constants)
+
+    step = step_size("server.step", server.step, smoothness)
+    local = experiment.local
+    needs_local_step = local.steps > 1 or local.send == "difference"
+    local_step = step_size("local.step", local.step, smoothness) if needs_local_step else step
+    for name, channel in (("uplink", experiment.uplink), ("downlink", experiment.downlink)):
+        check_feedback(name, channel.compressor, channel.feedback, step, task.dim)
+    sizes = federation.sizes.to(device=device, dtype=torch.float64)
+    weights = sizes / sizes.sum() if server.weights == "pooled" else torch.full_like(sizes, 1.0 / len(sizes))
+    return Setup(
+        experiment=experiment,
+        federation=federation,
+        task=task,
+        method=Method(experiment.uplink, experiment.downlink, server, task.dim),
+        weights=weights.to(dtype),
+        step=step,
+        plan=Plan(local, local_step, experiment.run.chunk),
+        run=experiment.identifier(),
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"run.device = {name!r}: expected 'cpu', 'cuda', 'cuda:1' ... or 'auto'") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(
+            f"run.device = {name!r}, but torch sees {torch.cuda.device_count()} GPUs; use 'cpu' or 'auto'"
+        )
+    return device

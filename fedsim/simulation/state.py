@@ -1,0 +1,157 @@
+"""What a simulation carries from round to round, and its form as tensors for a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsim.algorithms.artemis import Clients, Server, begin
+from fedsim.simulation.setup import Setup
+from fedsim.wire.frame import varint_bytes
+from fedsim.wire.link import End
+
+NEVER = -1
+
+
+@dataclass
+class ClientStore:
+    """Every client's row and link, by client number. Cohort rows are taken out, and put back once acknowledged.
+
+    memory, error: float[N, d] or None; seen: int64[N], the round whose model a client holds (NEVER before its first
+    contact); epochs: int64[N]; digests: uint8[N, 8]. Both ends of a link are equal between rounds, so one is stored.
+    """
+
+    memory: Tensor | None
+    error: Tensor | None
+    seen: NDArray[np.int64]
+    epochs: NDArray[np.int64]
+    digests: NDArray[np.uint8]
+
+    def take(self, clients: Tensor) -> Clients:
+        """The rows of a cohort."""
+        return Clients(
+            None if self.memory is None else self.memory[clients],
+            None if self.error is None else self.error[clients],
+        )
+
+    def put(self, clients: Tensor, rows: Clients) -> None:
+        """Commit the rows of a cohort."""
+        for mine, new in ((self.memory, rows.memory), (self.error, rows.error)):
+            if mine is not None and new is not None:
+                mine[clients] = new
+
+    def end(self, client: int) -> End:
+        """The link of a client."""
+        return End(int(self.epochs[client]), self.digests[client].tobytes())
+
+    def set_end(self, client: int, end: End) -> None:
+        """Store the link of a client."""
+        self.epochs[client] = end.epoch
+        self.digests[client] = np.frombuffer(end.digest, dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class Updates:
+    """What replaying costs: bytes of all updates before each round, as messages, and as a catch-up frame packs them.
+
+    payload, framed: lists of length rounds + 1, cumulative, starting at 0; grown in place.
+    """
+
+    payload: list[int]
+    framed: list[int]
+
+    def add(self, message: int) -> None:
+        """One more round, whose encoded update has ``message`` bytes."""
+        self.payload.append(self.payload[-1] + message)
+        self.framed.append(self.framed[-1] + message + varint_bytes(message))
+
+    def since(self, rounds: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(payload bytes, framed bytes) of all updates of the given round and later, int64[n] each."""
+        first = rounds.tolist()
+        payload = np.array([self.payload[-1] - self.payload[r] for r in first], dtype=np.int64)
+        framed = np.array([self.framed[-1] - self.framed[r] for r in first], dtype=np.int64)
+        return payload, framed
+
+
+@dataclass
+class State:
+    """server: the central state. store: the clients' rows and links. updates: what catching up costs."""
+
+    server: Server
+    store: ClientStore
+    updates: Updates
+
+
+def initial_state(setup: Setup) -> State:
+    """The state before the first round."""
+    experiment, n, d = setup.experiment, setup.clients, setup.task.dim
+    model = setup.task.initial(experiment.seed)
+
+    def rows(used: bool) -> Tensor | None:
+        # numpy's zeros cost no memory until a row is written, so registered clients are free until they take part
+        dtype = np.float64 if model.dtype == torch.float64 else np.float32
+        return torch.from_numpy(np.zeros((n, d), dtype)).to(model.device) if used else None
+
+    store = ClientStore(
+        memory=rows(experiment.uplink.memory),
+        error=rows(experiment.uplink.feedback != 0),
+        seen=np.full(n, NEVER, dtype=np.int64),
+        epochs=np.zeros(n, dtype=np.int64),
+        digests=np.zeros((n, 8), dtype=np.uint8),
+    )
+    return State(begin(setup.method, model, n), store, Updates([0], [0]))
+
+
+def to_tensors(state: State) -> dict[str, Tensor]:
+    """The state as named tensors; what a method does not use is absent."""
+    tensors: dict[str, Tensor] = {
+        "seen": torch.from_numpy(state.store.seen),
+        "epochs": torch.from_numpy(state.store.epochs),
+        "digests": torch.from_numpy(state.store.digests),
+        "updates": torch.tensor([state.updates.payload, state.updates.framed], dtype=torch.int64),
+    }
+    for name, row in _rows(state).items():
+        if row is not None:
+            tensors[name] = row
+    return tensors
+
+
+def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
+    """The state of a checkpoint. Raises ValueError when it does not fit the experiment."""
+    blank = initial_state(setup)
+    for name, row in _rows(blank).items():
+        given = tensors.get(name)
+        if (row is None) != (given is None) or (row is not None and given is not None and row.shape != given.shape):
+            raise ValueError(f"tensor {name} does not fit the experiment")
+    device = blank.server.model.device
+
+    def moved(owner: str, part: Server | ClientStore) -> dict[str, Tensor]:
+        names = (field.name for field in fields(part))
+        return {name: tensors[f"{owner}.{name}"].to(device) for name in names if f"{owner}.{name}" in tensors}
+
+    server = Server(round=round, **moved("server", blank.server))
+    rows = {"memory": None, "error": None} | moved("clients", blank.store)
+    store = ClientStore(
+        **rows,
+        seen=tensors["seen"].numpy(),
+        epochs=tensors["epochs"].numpy(),
+        digests=tensors["digests"].numpy(),
+    )
+    return State(server, store, Updates(*tensors["updates"].tolist()))
+
+
+def _rows(state: State) -> dict[str, Tensor | None]:
+    server, store = state.server, state.store
+    return {
+        "server.model": server.model,
+        "server.memory": server.memory,
+        "server.memories": server.memories,
+        "server.error": server.error,
+        "server.average": server.average,
+        "clients.memory": store.memory,
+        "clients.error": store.error,
+    }

@@ -1,0 +1,213 @@
+"""A classifier of any torch module: mean cross-entropy of its scores, plus l2/2 ||w||^2 of every parameter.
+
+A model is one row (``fedsim.flat.ModuleRow``): the module's own parameters are never read, ``functional_call`` puts
+views of the row in their place. Gradients are taken one client after another by autograd.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from fedsim.errors import ConfigError
+from fedsim.flat import ModuleRow
+from fedsim.models import check_module, cnn, mlp
+from fedsim.randomness import Purpose, Stream
+from fedsim.tasks.linear import L2
+from fedsim.tasks.task import Batch, Norm, penalised, penalty, portions
+
+if TYPE_CHECKING:
+    from fedsim.data.examples import Examples
+
+PORTION = 1024
+"""Samples that go through the module at once when a loss is evaluated."""
+
+Make = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """Made by ``classifier``. make: a fresh module on the CPU. skeleton: one whose parameters hold no numbers."""
+
+    make: Make = field(repr=False)
+    skeleton: nn.Module = field(repr=False)
+    layout: ModuleRow
+    l2: float
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def dim(self) -> int:
+        """Number of parameters."""
+        return self.layout.dim
+
+    def initial(self, seed: int) -> Tensor:
+        """The module's own initialisation, float[d]; torch's generators are left as they were."""
+        module = seeded(self.make, seed)
+        return self.layout.flatten(dict(module.named_parameters())).to(dtype=self.dtype, device=self.device)
+
+    def gradients(self, models: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """float[n, d] -> (gradient rows float[n, d], losses float[n])."""
+        rows, losses = [], []
+        for model, features, targets, weights in zip(models, batch.features, batch.targets, batch.weights, strict=True):
+            # Leaves, so that autograd writes each parameter's gradient once and not into a zero row for every view.
+            leaves = {name: view.detach().requires_grad_() for name, view in self.layout.views(model).items()}
+            with torch.enable_grad():
+                scores = functional_call(self.skeleton, leaves, (features,))
+                loss = (weights * cross_entropy(scores, targets, reduction="none")).sum()
+                parts = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+            rows.append(self.layout.flatten(dict(zip(leaves, parts, strict=True))))
+            losses.append(loss.detach())
+        return penalised(models, torch.stack(rows), torch.stack(losses), self.l2)
+
+    def loss(self, model: Tensor, examples: Examples) -> float:
+        """F of one model, float[d], over all examples."""
+        return self.metrics(model, examples)["loss"]
+
+    def metrics(self, model: Tensor, examples: Examples) -> dict[str, float]:
+        """ "loss" and "accuracy" of the largest score."""
+        total = torch.zeros(2, dtype=torch.float64, device=model.device)
+        parameters = self.layout.views(model)
+        with torch.no_grad():
+            for features, targets in portions(examples, PORTION):
+                scores = functional_call(self.skeleton, parameters, (features,))
+                total[0] += cross_entropy(scores, targets, reduction="none").sum(dtype=torch.float64)
+                total[1] += (scores.argmax(dim=1) == targets).sum()
+        loss, accuracy = (total / examples.features.shape[0]).tolist()
+        return {"loss": loss + penalty(model, self.l2), "accuracy": accuracy}
+
+    def smoothness(self, examples: Examples, norm: Norm) -> float:
+        """Raises ConfigError: a network's gradient has no Lipschitz constant."""
+        raise ConfigError(
+            "a step such as '4/L' needs a convex task, and a network has no L; give a number, for example step = 0.1"
+        )
+
+
+def classifier(
+    make: Make, shape: tuple[int, ...], classes: int, l2: float, dtype: torch.dtype, device: torch.device
+) -> Classifier:
+    """The task of the module that ``make`` returns. Raises ConfigError for a module that cannot be a row."""
+    module = seeded(make, seed=0)
+    check_module(module, shape, classes)
+    layout = ModuleRow.of(module)
+    return Classifier(make, _skeleton(module, dtype, device), layout, l2, dtype, device)
+
+
+def seeded(make: Make, seed: int) -> nn.Module:
+    """A module whose random initialisation depends on the seed alone; torch's generators are left as they were."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: that would also seed every GPU's generator, which is not forked here.
+        torch.default_generator.manual_seed(Stream(seed, Purpose.INITIAL_MODEL).integer())
+        return make()
+
+
+def _skeleton(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The module with its constant buffers on the device and parameters that hold no memory."""
+    for layer in module.modules():
+        for name, parameter in list(layer.named_parameters(recurse=False)):
+            setattr(layer, name, nn.Parameter(torch.empty_like(parameter, dtype=dtype, device="meta")))
+        for name, buffer in list(layer.named_buffers(recurse=False)):
+            setattr(layer, name, buffer.to(device=device, dtype=dtype if buffer.is_floating_point() else None))
+    return module.eval()
+
+
+class MLP(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="mlp"):
+    """A multilayer perceptron with ReLU.
+
+    Args:
+        hidden: widths of the hidden layers, first to last; none is softmax regression with a random start.
+        l2: adds l2/2 ||w||^2 of every parameter.
+    """
+
+    hidden: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] = (128,)
+    l2: L2 = 0.0
+
+    def build(
+        self, shape: tuple[int, ...], classes: int | None, dtype: torch.dtype, device: torch.device
+    ) -> Classifier:
+        """The task for samples of this shape. Raises ConfigError unless the data has classes."""
+        count = _classes("mlp", classes)
+        return classifier(lambda: mlp(shape, count, self.hidden), shape, count, self.l2, dtype, device)
+
+
+class CNN(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="cnn"):
+    """Two convolutions with GroupNorm, for images [channels, height, width].
+
+    Args:
+        width: channels of the first convolution; the second has twice as many.
+        l2: adds l2/2 ||w||^2 of every parameter.
+    """
+
+    width: Annotated[int, msgspec.Meta(ge=1)] = 32
+    l2: L2 = 0.0
+
+    def build(
+        self, shape: tuple[int, ...], classes: int | None, dtype: torch.dtype, device: torch.device
+    ) -> Classifier:
+        """The task for samples of this shape. Raises ConfigError unless they are images with classes."""
+        count = _classes("cnn", classes)
+        return classifier(lambda: cnn(shape, count, self.width), shape, count, self.l2, dtype, device)
+
+
+class Module(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="module"):
+    """Any torch module without batch statistics or dropout.
+
+    Args:
+        factory: "package.module:function"; the function takes (shape of a sample, number of classes) and returns the
+            module. It is called anew for each initial model.
+        l2: adds l2/2 ||w||^2 of every parameter.
+    """
+
+    factory: Annotated[str, msgspec.Meta(description="'package.module:function' that returns the torch module")]
+    l2: L2 = 0.0
+
+    def build(
+        self, shape: tuple[int, ...], classes: int | None, dtype: torch.dtype, device: torch.device
+    ) -> Classifier:
+        """The task for samples of this shape. Raises ConfigError for a factory or module that cannot be used."""
+        count = _classes("module", classes)
+        function = load_factory(self.factory)
+        return classifier(lambda: _made(self.factory, function(shape, count)), shape, count, self.l2, dtype, device)
+
+
+def load_factory(path: str) -> Callable[[tuple[int, ...], int], object]:
+    """The function that "package.module:function" names. Raises ConfigError saying which part is wrong."""
+    name, separator, attribute = path.partition(":")
+    if not (name and separator and attribute):
+        raise ConfigError(
+            f"task.factory = {path!r}: expected 'package.module:function', for example 'my_models:resnet'"
+        )
+    try:
+        function = getattr(importlib.import_module(name), attribute, None)
+    except ImportError as error:
+        raise ConfigError(
+            f"task.factory = {path!r}: cannot import {name!r} ({error}); install it or set PYTHONPATH"
+        ) from error
+    if not callable(function):
+        raise ConfigError(f"task.factory = {path!r}: module {name!r} has no function {attribute!r}; check the name")
+    result: Callable[[tuple[int, ...], int], object] = function
+    return result
+
+
+def _made(path: str, module: object) -> nn.Module:
+    if not isinstance(module, nn.Module):
+        raise ConfigError(
+            f"task.factory = {path!r} returned {type(module).__name__}, expected a torch.nn.Module; return one"
+        )
+    return module
+
+
+def _classes(kind: str, classes: int | None) -> int:
+    if classes is None:
+        raise ConfigError(
+            f"task.kind = {kind!r} needs classes, but the data has numbers to predict; use 'least-squares'"
+        )
+    return classes

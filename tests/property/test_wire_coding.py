@@ -1,0 +1,122 @@
+"""Rows <-> messages for any row: lossless, counted exactly, bounded, and strict about everything else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout, row
+from fedsim.errors import WireError
+from fedsim.wire import decode, encode, longest, size
+from fedsim.wire.coding import MAX_LEVELS
+
+Draw = Any  # hypothesis's DrawFn
+
+
+@st.composite
+def level_layouts(draw: Draw) -> LevelsLayout:
+    d = draw(st.integers(1, 300))
+    s = draw(st.integers(1, 40) | st.sampled_from([127, 1000, 2**15 - 1, MAX_LEVELS]))
+    return LevelsLayout(d, s, draw(st.integers(1, d + 2) | st.just(d)))
+
+
+@st.composite
+def level_rows(draw: Draw) -> Levels:
+    layout = draw(level_layouts())
+    n = draw(st.integers(0, 3))
+    top = draw(st.integers(1, layout.levels))
+    levels = draw(hnp.arrays(np.int32, (n, layout.d), elements=st.integers(-top, top)))
+    norms = draw(hnp.arrays(np.float32, (n, layout.buckets), elements=st.floats(0, 2.0**127, width=32)))
+    norms = np.abs(norms)  # -0.0
+    levels[np.repeat(norms == 0, layout.bucket, axis=1)[:, : layout.d]] = 0
+    return Levels(layout, torch.from_numpy(levels), torch.from_numpy(norms))
+
+
+@st.composite
+def value_rows(draw: Draw) -> Values:
+    wide = draw(st.booleans())
+    d, n = draw(st.integers(0, 300)), draw(st.integers(0, 3))
+    values = draw(hnp.arrays(np.float64 if wide else np.float32, (n, d)))
+    return Values(ValuesLayout(d, torch.float64 if wide else torch.float32), torch.from_numpy(values))
+
+
+def same(one: Payload, other: Payload) -> bool:
+    if isinstance(one, Values) and isinstance(other, Values):
+        return one.layout == other.layout and one.values.numpy().tobytes() == other.values.numpy().tobytes()
+    assert isinstance(one, Levels)
+    assert isinstance(other, Levels)
+    return one.layout == other.layout and torch.equal(one.levels, other.levels) and torch.equal(one.norms, other.norms)
+
+
+def refused_or_canonical(message: bytes, layout: Layout) -> None:
+    try:
+        payload = decode([message], layout)
+    except WireError as error:
+        assert "\n" not in str(error)
+    else:
+        assert encode(payload) == [message]
+
+
+@given(level_rows() | value_rows())
+def test_round_trip_and_length(payload: Payload) -> None:
+    messages = encode(payload)
+    bits = size(payload)
+    assert bits.dtype == torch.int64
+    assert bits.tolist() == [8 * len(message) for message in messages]
+    assert all(len(message) <= longest(payload.layout) for message in messages)
+    assert same(decode(messages, payload.layout), payload)
+
+
+@given(level_rows())
+def test_a_row_alone_has_the_bytes_it_has_in_a_cohort(payload: Levels) -> None:
+    assert [encode(row(payload, i))[0] for i in range(len(payload.levels))] == encode(payload)
+
+
+@given(level_rows(), st.data())
+def test_mutated_messages(payload: Levels, data: st.DataObject) -> None:
+    for message in encode(payload):
+        damaged = bytearray(message)
+        for at in data.draw(st.lists(st.integers(0, len(damaged) - 1), min_size=1, max_size=3)):
+            damaged[at] = data.draw(st.integers(0, 255))
+        refused_or_canonical(bytes(damaged), payload.layout)
+        cut = data.draw(st.integers(0, len(message)))
+        refused_or_canonical(message[:cut], payload.layout)
+        refused_or_canonical(message[:cut] + message[cut + 1 :], payload.layout)
+        refused_or_canonical(message + data.draw(st.binary(min_size=1, max_size=9)), payload.layout)
+
+
+@given(level_layouts(), st.data())
+def test_any_bytes(layout: LevelsLayout, data: st.DataObject) -> None:
+    most = longest(layout)
+    refused_or_canonical(data.draw(st.binary(max_size=min(most + 1, 400))), layout)
+    fill = bytes([data.draw(st.integers(0, 255))])
+    norms = np.ones(layout.buckets, "<f4").tobytes()
+    refused_or_canonical(norms + fill * (most - len(norms)), layout)
+    refused_or_canonical(norms + data.draw(st.binary(max_size=40)), layout)
+
+
+@given(value_rows(), st.binary(min_size=1, max_size=9))
+def test_values_of_another_length(payload: Values, more: bytes) -> None:
+    for message in encode(payload):
+        with pytest.raises(WireError, match="bytes, expected"):
+            decode([message + more], payload.layout)
+        if message:
+            with pytest.raises(WireError, match="bytes, expected"):
+                decode([message[:-1]], payload.layout)
+
+
+@given(level_layouts(), st.randoms(use_true_random=False))
+@example(LevelsLayout(39, 1, 39), __import__("random").Random(0))
+def test_longest_is_reached(layout: LevelsLayout, random: Any) -> None:
+    levels = torch.tensor([[random.choice([-layout.levels, layout.levels]) for _ in range(layout.d)]])
+    payload = Levels(layout, levels.to(torch.int32), torch.ones(1, layout.buckets))
+    (message,) = encode(payload)
+    assert len(message) == longest(layout)
+    with pytest.raises(WireError, match="bytes, expected"):
+        decode([message + b"\0"], layout)
