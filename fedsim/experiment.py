@@ -89,7 +89,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: Source = Digits()
     partition: Scheme = Dirichlet(clients=100, alpha=0.3)
     task: TaskOptions = Softmax()
-    participation: Participation = KofN(10)
+    participation: Participation = KofN(20)
     local: Local = Local()
     uplink: Uplink = Uplink()
     downlink: Downlink = Downlink()

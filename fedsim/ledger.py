@@ -73,9 +73,10 @@ class Lines:
 
     def rows(self) -> Iterable[str]:
         """The lines as CSV text."""
+        head = f"{self.round},{{}},{self.direction.value},{self.kind.value}"
         columns = zip(self.clients, self.messages, self.formula_bits, self.payload_bits, self.frame_bytes, strict=True)
         for client, messages, formula, payload, frame in columns:
-            yield f"{self.round},{client},{self.direction.value},{self.kind.value},{messages},{formula!r},{payload},{frame}\n"
+            yield f"{head.format(client)},{messages},{formula!r},{payload},{frame}\n"
 
 
 @dataclass

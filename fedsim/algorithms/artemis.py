@@ -2,7 +2,7 @@
 
     paper      here                                meaning
     w_k        server.model                        central model, float[d]; the clients hold the same one
-    g_i        directions                          what client i computed from w_k: a gradient, or its local solver's direction
+    g_i        directions                          what client i computed from w_k: a gradient, or its local direction
     h_i        clients.memory                      what client i usually sends, float[n, d]
     h          server.memory                       mean of all h_i (PP2); server.memories: every h_i (PP1)
     D_i        upload                              C_up(g_i - h_i + c e_i)

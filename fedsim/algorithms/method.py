@@ -20,9 +20,9 @@ class Uplink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         compressor: what a direction goes through.
         memory: clients send the difference to what they usually send (h_i), not the direction itself.
         rate: alpha, how fast a memory learns; "auto" is 1 / (2 (omega + 1)).
-        rate_levels: when > 0, "auto" takes omega of s-quantization with so many levels instead of the compressor's own
+        rate_levels: when > 0, "auto" takes the omega of s-quantization with so many levels, not the compressor's own
             (the published "SGD with memory" is uncompressed but learns at the quantizer's rate).
-        initial: memories start at "zero", or at the first "gradient", uploaded in full and counted (full participation).
+        initial: memories start at "zero", or at the first "gradient", uploaded in full and counted (all clients).
         feedback: coefficient of the error feedback: 0 is off, "step" is the server's step size (as in the published
             code of Artemis for Dore and DoubleSqueeze).
     """
@@ -122,8 +122,8 @@ def check_feedback(name: str, compressor: Compressor, feedback: Feedback, step: 
     c, omega = feedback_coefficient(feedback, step), compressor.omega(d)
     if c * c * omega >= 1:
         raise ConfigError(
-            f"{name}.feedback = {feedback!r} is {c:.3g} with a compressor of omega = {omega:.3g} at d = {d}: the error would "
-            f"grow (c^2 omega >= 1); use feedback = 'step' with a smaller step, or more levels"
+            f"{name}.feedback = {feedback!r} is {c:.3g} with a compressor of omega = {omega:.3g} at d = {d}: "
+            f"the error would grow (c^2 omega >= 1); use feedback = 'step' with a smaller step, or more levels"
         )
 
 

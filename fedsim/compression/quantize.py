@@ -11,12 +11,12 @@ Variance: E||C(x) - x||^2 <= omega ||x||^2 with, for buckets of b coordinates,
     2-norm         omega = min(b / s^2, sqrt(b) / s)       Alistarh et al. 2017 (QSGD), Lemma 3.1
     infinity norm  omega = min(b / (4 s^2), (sqrt(b) - 1) / 2)  for s = 1, min(b / (4 s^2), sqrt(b) / s) for s > 1
 The infinity norm is derived here: a coordinate at fraction f between two levels has variance (norm/s)^2 f (1 - f), at
-most norm^2 / (4 s^2), and norm <= ||x||_2, which gives b / (4 s^2); f (1 - f) <= f <= s |x_j| / norm gives a sum of at
-most norm ||x||_1 / s <= sqrt(b) ||x||_2^2 / s. For s = 1 it is norm ||x||_1 - ||x||_2^2, at most (sqrt(b) - 1) / 2 times
-||x||_2^2 (one coordinate 1, the rest equal to 1 / (1 + sqrt(b))).
+most norm^2 / (4 s^2), and norm <= ||x||_2, which gives b / (4 s^2). f (1 - f) <= f <= s |x_j| / norm sums to at most
+norm ||x||_1 / s <= sqrt(b) ||x||_2^2 / s. For s = 1 the variance is norm ||x||_1 - ||x||_2^2, at most
+(sqrt(b) - 1) / 2 times ||x||_2^2, reached by one coordinate 1 and the rest 1 / (1 + sqrt(b)).
 
-Source: Alistarh, Grubic, Li, Tomioka, Vojnovic, "QSGD", NeurIPS 2017, section 3.1; Philippenko and Dieuleveut, "Artemis"
-(arXiv 2006.14591), where it is the operator of every experiment.
+Source: Alistarh, Grubic, Li, Tomioka, Vojnovic, "QSGD", NeurIPS 2017, section 3.1; it is the operator of every
+experiment in Philippenko and Dieuleveut, "Artemis", arXiv 2006.14591.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ MAX_LEVELS = 2**15 - 1
 
 
 class Quantize(msgspec.Struct, frozen=True, tag_field="compressor", tag="quantize", forbid_unknown_fields=True):
-    """Args: levels: s, from 1 to 32767. norm: "l2" or "linf". bucket: coordinates that share a norm; 0: the whole row."""
+    """s-quantization.
+
+    Args:
+        levels: s, from 1 to 32767.
+        norm: "l2" or "linf".
+        bucket: coordinates that share a norm; 0: the whole row.
+    """
 
     levels: Annotated[int, msgspec.Meta(ge=1, le=MAX_LEVELS)] = 1
     norm: Literal["l2", "linf"] = "l2"

@@ -35,7 +35,7 @@ def read_clusters(file: str, *, rows: int, clients: int) -> NDArray[np.int64]:
     for at, line in enumerate(lines):
         match = _CLUSTER.fullmatch(line)
         if match is None or int(match[1]) >= clients:
-            found = repr(line[:40].decode("ascii", "backslashreplace"))
+            found = repr(line[:40])[1:]
             raise DataError(f"{file}:{at + 1}: {found}, expected a cluster number from 0 to {clients - 1}; see clients")
         numbers[at] = int(match[1])
     if len(lines) != rows:

@@ -35,7 +35,7 @@ SingleClass = Literal["allow", "refuse"]
 Owners = NDArray[np.int64]
 
 MAX_DRAWS = 10_000
-MAX_SHARES = 100_000_000
+MAX_SHARES = 30_000_000
 """A Dirichlet partition is drawn again at most so many times, and at most so many shares are drawn in all."""
 
 
@@ -102,8 +102,8 @@ class Dirichlet(msgspec.Struct, frozen=True, tag_field="scheme", tag="dirichlet"
             if sizes.sum(0).min() >= self.min_samples:
                 return sizes
         raise DataError(
-            f"none of {draws} Dirichlet({self.alpha:g}) draws gives each of {self.clients} clients "
-            f"{self.min_samples} rows; raise alpha, or lower clients or min_samples"
+            f"none of {draws} Dirichlet draws with alpha = {self.alpha:g} gives each of {self.clients} clients "
+            f"min_samples = {self.min_samples}; raise alpha, or lower clients or min_samples"
         )
 
 

@@ -144,5 +144,5 @@ def _is_finite_number(word: bytes) -> bool:
 
 
 def _shown(word: bytes) -> str:
-    """At most 40 characters of a word, printable and on one line."""
-    return repr(word[:40].decode("ascii", "backslashreplace"))
+    """At most 40 bytes of a word, printable and on one line."""
+    return repr(word[:40])[1:]

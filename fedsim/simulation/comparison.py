@@ -36,17 +36,26 @@ class Comparison:
 
 
 def uncompressed(experiment: Experiment) -> Experiment:
-    """The same experiment with nothing compressed and no memories: same clients, cohorts, batches and step sizes."""
+    """The same experiment with nothing compressed and no memories: same clients, cohorts, batches and step sizes.
+
+    It may take twice as many rounds, so that it is not cut off just short of the loss it is compared at.
+    """
     plain = Identity()
     server = msgspec.structs.replace(experiment.server, memory="pp2", paper_compat=False)
     options = msgspec.structs.replace(experiment.run, baseline=False)
     return msgspec.structs.replace(
-        experiment, algorithm="sgd", uplink=Uplink(plain), downlink=Downlink(plain), server=server, run=options
+        experiment,
+        algorithm="sgd",
+        rounds=2 * experiment.rounds,
+        uplink=Uplink(plain),
+        downlink=Downlink(plain),
+        server=server,
+        run=options,
     )
 
 
 def compare(result: Result, folder: Path | None = None, observer: Observer | None = None) -> tuple[Comparison, Result]:
-    """Play (or resume) the uncompressed run until it reaches the loss of ``result``, for at most as many rounds."""
+    """Play (or resume) the uncompressed run until it reaches the loss of ``result``, for at most twice as many rounds."""
     place = None if folder is None else folder / FOLDER
     if place is not None and (place / "experiment.toml").exists():
         other = resume(place, observer, target=result.loss)

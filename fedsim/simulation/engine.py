@@ -32,7 +32,7 @@ from fedsim.wire.link import End, Reception, Sender, receive
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What happened. round: its number, from 0; clients: cohort size; loss: mean over the cohort at the round's start."""
+    """What happened. round: number, from 0; clients: cohort size; loss: the cohort's mean at the round's start."""
 
     round: int
     clients: int

@@ -1,4 +1,4 @@
-"""The cost of an experiment before it runs: the cohorts it will draw, and messages as long as those of a Gaussian row."""
+"""The cost of an experiment before it runs: the cohorts it will draw, messages as long as those of a Gaussian row."""
 
 from __future__ import annotations
 

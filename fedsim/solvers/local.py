@@ -56,7 +56,7 @@ class Plan:
     """A ``Local`` ready to run. step: its step size as a number.
 
     chunk: clients computed at once. 1 is the sequential reference, in which a row has the same bits whatever the
-    cohort; more are padded and stacked, equal to it up to rounding. Bits are repeatable for each chunk and thread count.
+    cohort; more are padded and stacked, equal to it up to rounding. Bits repeat for equal chunk and thread counts.
     """
 
     local: Local

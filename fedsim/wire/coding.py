@@ -80,7 +80,8 @@ def size(payload: Payload) -> Tensor:
     Raises WireError where ``encode`` does.
     """
     if isinstance(payload, Values):
-        return torch.full((len(_values(payload)),), 8 * longest(payload.layout))
+        _check_values(payload)
+        return torch.full((len(payload.values),), 8 * longest(payload.layout))
     levels, norms = _levels(payload)
     octets = np.zeros(len(levels), np.int64)
     for block in _blocks(levels):
@@ -95,7 +96,9 @@ def encode(payload: Payload) -> list[bytes]:
     a norm that is not finite or carries a minus sign.
     """
     if isinstance(payload, Values):
-        return [row.tobytes() for row in _values(payload)]
+        _check_values(payload)
+        numbers = payload.values.detach().cpu().numpy().astype(_FLOATS[payload.layout.dtype])
+        return [row.tobytes() for row in numbers]
     levels, norms = _levels(payload)
     heads = norms.astype("<f4")
     bodies = (body for block in _blocks(levels) for body in _bodies(levels[block], norms[block], payload.layout))
@@ -189,7 +192,8 @@ def _bodies(levels: NDArray[np.int32], norms: NDArray[np.float32], layout: Level
         else:
             nonzeros, gaps = plan.nonzeros[start:stop], plan.gaps[start:stop]
             header = fixed(np.array([code, width][: _header_bits(layout) // 4]), 4)
-            fields = (((nonzeros < 0) << width | (np.abs(nonzeros) - 1)) << code) | (gaps & ((1 << code) - 1))
+            signs = (nonzeros < 0).astype(np.int64)
+            fields = (signs << width | np.abs(nonzeros) - 1) << code | gaps & ((1 << code) - 1)
             padding = np.ones(-plan.bits[i] % 8, np.uint8)
             planes = fixed(fields, 1 + width + code), unary(gaps >> code)
             yield np.packbits(np.concatenate([header, *planes, padding])).tobytes()
@@ -230,12 +234,11 @@ def _check_nonzeros(index: Ints, magnitudes: Ints, norms: NDArray[np.float32], l
         raise WireError("nonzero level in a bucket of norm zero; its norm cannot be zero")
 
 
-def _values(payload: Values) -> NDArray[Any]:
+def _check_values(payload: Values) -> None:
     longest(payload.layout)
     values, layout = payload.values, payload.layout
     if values.ndim != 2 or values.shape[1] != layout.d or values.dtype != layout.dtype:
         raise WireError(f"values are {values.dtype}{list(values.shape)}, expected {layout.dtype}[n, {layout.d}]")
-    return values.detach().cpu().numpy().astype(_FLOATS[layout.dtype])
 
 
 def _levels(payload: Levels) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from random import Random
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout, row
@@ -16,18 +16,16 @@ from fedsim.errors import WireError
 from fedsim.wire import decode, encode, longest, size
 from fedsim.wire.coding import MAX_LEVELS
 
-Draw = Any  # hypothesis's DrawFn
-
 
 @st.composite
-def level_layouts(draw: Draw) -> LevelsLayout:
+def level_layouts(draw: st.DrawFn) -> LevelsLayout:
     d = draw(st.integers(1, 300))
     s = draw(st.integers(1, 40) | st.sampled_from([127, 1000, 2**15 - 1, MAX_LEVELS]))
     return LevelsLayout(d, s, draw(st.integers(1, d + 2) | st.just(d)))
 
 
 @st.composite
-def level_rows(draw: Draw) -> Levels:
+def level_rows(draw: st.DrawFn) -> Levels:
     layout = draw(level_layouts())
     n = draw(st.integers(0, 3))
     top = draw(st.integers(1, layout.levels))
@@ -39,7 +37,7 @@ def level_rows(draw: Draw) -> Levels:
 
 
 @st.composite
-def value_rows(draw: Draw) -> Values:
+def value_rows(draw: st.DrawFn) -> Values:
     wide = draw(st.booleans())
     d, n = draw(st.integers(0, 300)), draw(st.integers(0, 3))
     values = draw(hnp.arrays(np.float64 if wide else np.float32, (n, d)))
@@ -57,10 +55,9 @@ def same(one: Payload, other: Payload) -> bool:
 def refused_or_canonical(message: bytes, layout: Layout) -> None:
     try:
         payload = decode([message], layout)
-    except WireError as error:
-        assert "\n" not in str(error)
-    else:
-        assert encode(payload) == [message]
+    except WireError:
+        return
+    assert encode(payload) == [message]
 
 
 @given(level_rows() | value_rows())
@@ -78,6 +75,7 @@ def test_a_row_alone_has_the_bytes_it_has_in_a_cohort(payload: Levels) -> None:
     assert [encode(row(payload, i))[0] for i in range(len(payload.levels))] == encode(payload)
 
 
+@settings(max_examples=200)
 @given(level_rows(), st.data())
 def test_mutated_messages(payload: Levels, data: st.DataObject) -> None:
     for message in encode(payload):
@@ -112,8 +110,7 @@ def test_values_of_another_length(payload: Values, more: bytes) -> None:
 
 
 @given(level_layouts(), st.randoms(use_true_random=False))
-@example(LevelsLayout(39, 1, 39), __import__("random").Random(0))
-def test_longest_is_reached(layout: LevelsLayout, random: Any) -> None:
+def test_longest_is_reached(layout: LevelsLayout, random: Random) -> None:
     levels = torch.tensor([[random.choice([-layout.levels, layout.levels]) for _ in range(layout.d)]])
     payload = Levels(layout, levels.to(torch.int32), torch.ones(1, layout.buckets))
     (message,) = encode(payload)

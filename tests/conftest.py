@@ -1,0 +1,51 @@
+"""Fixtures that several kinds of tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from fedsim.data import FashionMNIST
+from fedsim.errors import FedsimError
+
+LIBSVM = Path(__file__).resolve().parents[2] / "shared" / "data" / "libsvm"
+Refused = Callable[..., AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="session")
+def libsvm_folder() -> Path:
+    """The folder of a9a, its test set and its 20 published clusters."""
+    needed = ["a9a.gz", "a9a_test.gz", "a9a.clusters20.txt"]
+    if missing := [name for name in needed if not (LIBSVM / name).is_file()]:
+        pytest.skip(f"needs {', '.join(missing)} in ../shared/data/libsvm beside the repository")
+    return LIBSVM
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_folder() -> Path:
+    """The folder of the four Fashion-MNIST files."""
+    if not FashionMNIST().present():
+        pytest.skip(f"needs Fashion-MNIST in {FashionMNIST().path}; apt install dataset-fashion-mnist")
+    return Path(FashionMNIST().path)
+
+
+@pytest.fixture(scope="session")
+def refused() -> Refused:
+    """``with refused(DataError, "a.txt:3:", "expected")``: that error, on one line, with these parts in this order."""
+
+    @contextmanager
+    def refused(kind: type[FedsimError], *parts: str) -> Iterator[None]:
+        with pytest.raises(kind) as caught:
+            yield
+        message = str(caught.value)
+        assert "\n" not in message
+        at = 0
+        for part in parts:
+            at = message.find(part, at)
+            assert at >= 0, f"{part!r} is not where expected in {message!r}"
+            at += len(part)
+
+    return refused

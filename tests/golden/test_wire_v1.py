@@ -1,0 +1,101 @@
+"""Version 1 of the wire, byte for byte.
+
+A failure here means that peers and stored frames of version 1 are no longer understood: raise ``frame.VERSION``, and
+keep this file for as long as version 1 is read. The bytes were compared with the slow codec of ``tests/oracle``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedsim.compression.payload import Levels, LevelsLayout, Payload, Values, ValuesLayout
+from fedsim.wire import GENESIS, Frame, Kind, chain, decode, decode_frame, encode, encode_frame, pack_messages, size
+
+
+def row_of(levels: list[int], norms: list[float], s: int, bucket: int) -> Levels:
+    layout = LevelsLayout(len(levels), s, bucket)
+    return Levels(layout, torch.tensor([levels], dtype=torch.int32), torch.tensor([norms]))
+
+
+def scattered(d: int, nonzero: dict[int, int]) -> list[int]:
+    return [nonzero.get(i, 0) for i in range(d)]
+
+
+MESSAGES: dict[str, tuple[Payload, str]] = {
+    "float32": (Values(ValuesLayout(3), torch.tensor([[1.0, -2.5, float("inf")]])), "0000803f 000020c0 0000807f"),
+    "float64": (
+        Values(ValuesLayout(2, torch.float64), torch.tensor([[0.1, -0.0]], dtype=torch.float64)),
+        "9a9999999999b93f 0000000000000080",
+    ),
+    "norms of zero": (row_of([0, 0, 0], [0.0, 0.0], s=1, bucket=2), "00000000 00000000"),
+    "no nonzero level": (row_of([0, 0, 0], [1.5], s=1, bucket=3), "0000c03f 0f"),
+    # 0110 (b = 6), then sign and gap mod 64 of the gaps 7, 33, 0, 257, 348:
+    # 0 000111, 1 100001, 0 000000, 1 000001, 0 011100; then 0, 0, 0, 11110, 111110 and three ones of padding
+    "sparse, s = 1": (
+        row_of(scattered(650, {7: 1, 41: -1, 42: 1, 300: -1, 649: 1}), [0.75], 1, 650),
+        "0000403f 60f84041383df7",
+    ),
+    # 0011 (b = 3), 0010 (w = 2), then sign, |level| - 1 and gap mod 8 of the gaps 3, 0, 12, 21:
+    # 0 00 011, 1 01 000, 0 11 100, 1 00 101; then 0, 0, 10, 110 and one one of padding
+    "sparse, s = 4": (row_of(scattered(40, {3: 1, 4: -2, 17: 4, 39: -1}), [3.0], 4, 40), "00004040 320e87252d"),
+    # 1111, 39 digits of base 3 in 62 bits, 2 digits (0, 2: number 2) in 4 bits, two zeros of padding
+    "dense, s = 1": (row_of([1, -1, 0] * 13 + [-1, 1], [1.0], s=1, bucket=41), "0000803f fa46532fab87afc6c8"),
+    "dense, s = 16, a bucket of norm zero": (
+        row_of([16, -16, 7, -3, 0, 0, 0, 0, 0, 0, 5, -11, 16], [2.5, 0.0, 1e-3], s=16, bucket=5),
+        "00002040 00000000 6f12833a 047fcd2269e1f8",
+    ),
+    "largest levels of a quantizer": (row_of([32767, -32767], [1.0], s=32767, bucket=2), "0000803f ffffd00020"),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_messages(name: str) -> None:
+    payload, text = MESSAGES[name]
+    expected = bytes.fromhex(text)
+    assert encode(payload) == [expected]
+    assert size(payload).tolist() == [8 * len(expected)]
+    received = decode([expected], payload.layout)
+    if isinstance(payload, Values):
+        assert isinstance(received, Values)
+        assert torch.equal(received.values, payload.values)
+    else:
+        assert isinstance(received, Levels)
+        assert torch.equal(received.levels, payload.levels)
+        assert torch.equal(received.norms, payload.norms)
+
+
+FRAME = Frame(Kind.MODEL, b"run-0001", 3, 0xFFFFFFFF, 2, bytes(range(8)), b"body")
+#           round    client   epoch    digest           length
+ADDRESS = "03000000 ffffffff 02000000 0001020304050607"
+FRAMES = {
+    "MODEL": (FRAME, f"4653 01 01 72756e2d30303031 {ADDRESS} 04000000 078928db 626f6479"),
+    "UPDATES": (
+        replace(FRAME, kind=Kind.UPDATES, body=pack_messages([b"one", b"", bytes(200)])),
+        f"4653 01 02 72756e2d30303031 {ADDRESS} cf000000 f9c4f41e 036f6e65 00 c801 {'00' * 200}",
+    ),
+    "UPLOAD": (replace(FRAME, kind=Kind.UPLOAD), f"4653 01 03 72756e2d30303031 {ADDRESS} 04000000 78a1b901 626f6479"),
+    "MEMORY": (replace(FRAME, kind=Kind.MEMORY), f"4653 01 04 72756e2d30303031 {ADDRESS} 04000000 a7c88b35 626f6479"),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_frames(name: str) -> None:
+    frame, text = FRAMES[name]
+    expected = bytes.fromhex(text)
+    assert encode_frame(frame) == expected
+    assert decode_frame(expected, 300) == frame
+
+
+def test_there_is_a_frame_of_every_kind() -> None:
+    assert list(FRAMES) == [kind.name for kind in Kind]
+
+
+def test_history() -> None:
+    digest, seen = GENESIS, []
+    for message in (b"first", b"second", b""):
+        digest = chain(digest, message)
+        seen.append(digest.hex())
+    assert seen == ["fbe9fe89d88190f6", "53a3b04bb8849822", "114d6523263e8ded"]

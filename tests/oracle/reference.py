@@ -1,0 +1,361 @@
+"""The whole algorithm in numpy, from the papers' formulas and the TOML keys: one client after another, slow and obvious.
+
+    k, t     round, from 0 (the paper's w_k, before the step of round k)
+    S        cohort                     v_i      weight of client i, sums to 1
+    g_i      direction of client i      h_i      memory of client i,  h = sum_i v_i h_i
+    D_i      C_up(g_i - h_i + c e_i)    e_i, e   what compression left out at client i, at the server
+    Omega    C_dwn(ghat + c e)          w_{k+1} = w_k - gamma_k Omega
+
+Nothing of fedsim is imported; random numbers come from an own Philox by the addresses that fedsim documents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Row = NDArray[Any]
+Table = dict[str, Any]
+
+PARTICIPATION, BATCH, UPLINK, DOWNLINK = 1, 2, 3, 4
+SERVER = 2**32 - 1
+HEADER_BYTES = 40
+
+
+# ---------------------------------------------------------------------------------------------------- random numbers
+
+
+def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
+    """Philox4x32-10 (Salmon et al., SC 2011, section 3.3). counter: uint32[n, 4] -> uint32[n, 4]."""
+    c = counter.astype(np.uint64)
+    k0, k1 = (np.uint64(word) for word in key)
+    low = np.uint64(0xFFFFFFFF)
+    shift = np.uint64(32)
+    for _ in range(10):
+        product0 = c[:, 0] * np.uint64(0xD2511F53)  # below 2^64: no product of two 32-bit words wraps
+        product1 = c[:, 2] * np.uint64(0xCD9E8D57)
+        c = np.stack(
+            [
+                (product1 >> shift) ^ c[:, 1] ^ k0,
+                product1 & low,
+                (product0 >> shift) ^ c[:, 3] ^ k1,
+                product0 & low,
+            ],
+            axis=1,
+        )
+        k0 = (k0 + np.uint64(0x9E3779B9)) & low
+        k1 = (k1 + np.uint64(0xBB67AE85)) & low
+    return c.astype(np.uint32)
+
+
+def words(seed: int, purpose: int, round: int, client: int, width: int, index: int = 0) -> NDArray[np.uint32]:
+    """Word j is output j % 4 of counter (j // 4, client, round, purpose + 256 index) under the key seed."""
+    blocks = -(-width // 4)
+    counter = np.array([[block, client, round, purpose + 256 * index] for block in range(blocks)], np.uint32)
+    return philox(counter.reshape(blocks, 4), (seed % 2**32, seed >> 32)).reshape(-1)[:width]
+
+
+def uniforms(numbers: NDArray[np.uint32], dtype: Any) -> Row:
+    """float64: all 32 bits; float32: the upper 24."""
+    if dtype == np.float64:
+        return np.array([int(number) / 2**32 for number in numbers], np.float64)
+    return np.array([(int(number) // 2**8) / 2**24 for number in numbers], np.float32)
+
+
+# ------------------------------------------------------------------------------------------------------- compression
+
+
+def up_to_float32(number: float) -> np.float32:
+    """The smallest float32 that is not below ``number``."""
+    nearest = np.float32(number)
+    return nearest if float(nearest) >= number else np.nextafter(nearest, np.float32(np.inf))
+
+
+@dataclass
+class Message:
+    """What crosses: D (as both ends reconstruct it) and the length of its encoding in bytes."""
+
+    sent: Row
+    bytes: int
+    levels: list[int] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+
+
+def compress(channel: Table, row: Row, numbers: NDArray[np.uint32]) -> Message:
+    """C(row), by the keys of an [uplink] or [downlink] table."""
+    if channel["compressor"] == "identity":
+        wire = row.astype(channel["values"])
+        return Message(wire.astype(row.dtype), wire.nbytes)
+    return quantize(row, channel["levels"], channel["norm"], channel["bucket"], uniforms(numbers, row.dtype))
+
+
+def quantize(row: Row, s: int, norm: str, bucket: int, draws: Row) -> Message:
+    """C_s(x)_j = ||x|| sign(x_j) psi_j, psi_j = (l + 1)/s with probability s|x_j|/||x|| - l, else l/s."""
+    d, dtype = len(row), row.dtype.type
+    size = min(bucket, d) or d
+    sent, levels, norms = np.zeros_like(row), [0] * d, []
+    for start in range(0, d, size):
+        wide = [abs(float(x)) for x in row[start : start + size]]
+        length = max(wide) if norm == "linf" else max(math.sqrt(math.fsum(x * x for x in wide)), max(wide))
+        norms.append(float(up_to_float32(length)))
+        for j in range(start, min(start + size, d)):
+            if norms[-1] == 0:
+                continue
+            scaled = dtype(abs(row[j])) / dtype(norms[-1]) * dtype(s)
+            level = math.floor(scaled)
+            level += bool(draws[j] < scaled - dtype(level))
+            levels[j] = level if row[j] > 0 else -level
+            sent[j] = dtype(norms[-1]) * (dtype(levels[j]) / dtype(s))
+    return Message(sent, message_bytes(levels, norms, s), levels, norms)
+
+
+def message_bytes(levels: list[int], norms: list[float], s: int) -> int:
+    """Length of the encoding, from the description of the format: the best Rice code, or dense digits."""
+    if not any(norms):
+        return 4 * len(norms)
+    places = [j for j, level in enumerate(levels) if level]
+    gaps = [b - a - 1 for a, b in zip([-1, *places], places, strict=False)]
+    w = max((abs(levels[j]) - 1 for j in places), default=0).bit_length()
+    sparse = min(len(places) * (2 + w + b) + sum(gap >> b for gap in gaps) for b in range(15)) + (8 if s > 1 else 4)
+    base, dense, left = 2 * s + 1, 4, len(levels)
+    group = max(g for g in range(1, 63) if base**g <= 2**62)
+    while left > 0:
+        dense += (base ** min(group, left) - 1).bit_length()
+        left -= group
+    return 4 * len(norms) + (min(sparse, dense) + 7) // 8
+
+
+def omega(channel: Table, d: int) -> float:
+    if channel["compressor"] == "identity":
+        return 0.0
+    s, b = channel["levels"], min(channel["bucket"], d) or d
+    if channel["norm"] == "l2":
+        return min(b / s**2, math.sqrt(b) / s)
+    return min(b / (2 * s) ** 2, (math.sqrt(b) - 1) / 2 if s == 1 else math.sqrt(b) / s)
+
+
+def formula_bits(channel: Table, d: int) -> tuple[float, float]:
+    """(bits a message, bits a round): 32 d, or the published code's count (science notes, section 1.6)."""
+    if channel["compressor"] == "identity":
+        return 32.0 * d, 0.0
+    s, size, total = channel["levels"], min(channel["bucket"], d) or d, 0.0
+    for start in range(0, d, size):
+        b = min(size, d - start)
+        total += (3 + 3 / 2) * math.log(2 * (s**2 + b) / (s * (s + math.sqrt(b)))) * s * (s + math.sqrt(b))
+    return total, 32.0
+
+
+# --------------------------------------------------------------------------------------------------------- the clients
+
+
+@dataclass
+class World:
+    """kind: "least-squares" (y a number) or "logistic" (y = -1 or +1). shards: (X[n_i, d], y[n_i]) of each client."""
+
+    kind: str
+    shards: list[tuple[Row, Row]]
+    l2: float = 0.0
+
+    @property
+    def d(self) -> int:
+        return int(self.shards[0][0].shape[1])
+
+    def gradient(self, w: Row, X: Row, y: Row) -> Row:
+        total = np.zeros_like(w)
+        for x, target in zip(X, y, strict=True):
+            score = float(x @ w)
+            if self.kind == "least-squares":
+                slope = 2 * (score - target)
+            else:
+                slope = -target / (1 + math.exp(target * score))
+            total += slope * x
+        return total / len(y) + self.l2 * w
+
+    def smoothness(self, norm: str) -> float:
+        constants = []
+        for X, y in self.shards:
+            gram = np.linalg.norm(X.T @ X, 2 if norm == "spectral" else "fro")
+            constants.append((2 if self.kind == "least-squares" else 0.25) * gram / len(y) + self.l2)
+        return float(np.mean(constants))
+
+
+def batch(seed: int, size: int, X: Row, y: Row, client: int, round: int, step: int) -> tuple[Row, Row]:
+    """All samples, or the ``size`` with the smallest words; a tie goes to the smaller sample number."""
+    if size == 0 or size >= len(y):
+        return X, y
+    keys = words(seed, BATCH, round, client, len(y), step)
+    chosen = sorted(sorted(range(len(y)), key=lambda j: (int(keys[j]), j))[:size])
+    return X[chosen], y[chosen]
+
+
+def direction(table: Table, world: World, w: Row, client: int, round: int, eta: float) -> Row:
+    """H steps of (stochastic) gradient descent: (w_0 - w_H) / (H eta), or the difference w_0 - w_H."""
+    local, (X, y) = table["local"], world.shards[client]
+    model, total = w.copy(), np.zeros_like(w)
+    for step in range(local["steps"]):
+        g = world.gradient(model, *batch(table["seed"], local["batch"], X, y, client, round, step))
+        model, total = model - eta * g, total + g
+    return total / local["steps"] if local["send"] == "direction" else eta * total
+
+
+def cohort(table: Table, n: int, round: int) -> tuple[list[int], float]:
+    """Who takes part, and the probability of each to do so."""
+    scheme, seed = table["participation"], table["seed"]
+    if scheme["scheme"] == "full":
+        return list(range(n)), 1.0
+    if scheme["scheme"] == "bernoulli":
+        coins = [int(words(seed, PARTICIPATION, round, i, 1)[0]) / 2**32 for i in range(n)]
+        return [i for i in range(n) if coins[i] < scheme["p"]], scheme["p"]
+    k, chosen = scheme["k"], set()
+    numbers = [int(word) for word in words(seed, PARTICIPATION, round, SERVER, 2 * k)]
+    for i, top in enumerate(range(n - k, n)):  # Floyd
+        draw = ((numbers[2 * i] * 2**32 + numbers[2 * i + 1]) * (top + 1)) // 2**64
+        chosen.add(draw if draw not in chosen else top)
+    return sorted(chosen), k / n
+
+
+def step_size(value: float | str, L: float) -> float:
+    if not isinstance(value, str):
+        return float(value)
+    top, bottom = value.split("/")
+    return float(top) / (float(bottom.strip("()").replace("L", "") or 1) * L)
+
+
+# ---------------------------------------------------------------------------------------------------------- the ledger
+
+
+@dataclass
+class Sent:
+    """A line of the ledger."""
+
+    client: int
+    direction: str
+    kind: str
+    messages: int
+    formula_bits: float
+    payload_bits: int
+    frame_bytes: int
+
+
+def varint(number: int) -> int:
+    octets = 1
+    while number >= 128:
+        octets, number = octets + 1, number // 128
+    return octets
+
+
+# --------------------------------------------------------------------------------------------------------- a federation
+
+
+@dataclass
+class Snapshot:
+    """After a round. mean_memory: h, kept by its own recursion; copies: the server's h_i under PP1."""
+
+    cohort: list[int]
+    model: Row
+    memories: list[Row]
+    mean_memory: Row
+    copies: list[Row]
+    errors: list[Row]
+    error: Row
+    average: Row
+    sent: list[Sent]
+
+
+def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
+    """The rounds of an experiment (its complete TOML tables), from ``model``."""
+    up, down, server = table["uplink"], table["downlink"], table["server"]
+    n, d, seed = len(world.shards), world.d, table["seed"]
+    samples = [len(y) for _, y in world.shards]
+    v = [size / sum(samples) if server["weights"] == "pooled" else 1 / n for size in samples]
+    L = world.smoothness(server["smoothness"])
+    gamma_0, eta = step_size(server["step"], L), step_size(table["local"]["step"], L)
+    alpha = memory_rate(up, d)
+    w = model.copy()
+    h_i, copies = [np.zeros_like(w) for _ in range(n)], [np.zeros_like(w) for _ in range(n)]
+    e_i, e, h, iterates = [np.zeros_like(w) for _ in range(n)], np.zeros_like(w), np.zeros_like(w), []
+    seen: dict[int, int] = {}
+    updates: list[int] = []  # bytes of the update of each round
+
+    for k in range(table["rounds"]):
+        gamma = gamma_0 if server["schedule"] == "constant" else gamma_0 / math.sqrt(k + 1)
+        S, p = cohort(table, n, k)
+        sent = [catch_up(down, i, k, seen, updates, n, w) for i in S]
+        D = {}
+        for i in S:
+            g = direction(table, world, w, i, k, eta)
+            if k == 0 and up["initial"] == "gradient":
+                h_i[i], copies[i] = g.copy(), g.copy()
+                h = h + v[i] * g
+                sent.append(Sent(i, "up", "memory", 1, 32.0 * d, 8 * g.nbytes, HEADER_BYTES + g.nbytes))
+            delta = g - h_i[i] if up["memory"] else g
+            c = gamma if up["feedback"] == "step" else up["feedback"]
+            delta = delta + c * e_i[i]
+            message = compress(up, delta, words(seed, UPLINK, k, i, d))
+            D[i] = message.sent
+            if up["memory"]:
+                h_i[i] = h_i[i] + alpha * D[i]
+            e_i[i] = delta - D[i]
+            bits, shared = formula_bits(up, d)
+            sent.append(
+                Sent(
+                    i,
+                    "up",
+                    "upload",
+                    1,
+                    bits + shared / len(S),
+                    8 * message.bytes,
+                    HEADER_BYTES + message.bytes,
+                )
+            )
+
+        share = {i: v[i] / (p if server["normalise"] == "expected" else sum(v[j] for j in S)) for i in S}
+        ghat = np.zeros_like(w)
+        if not up["memory"]:
+            for i in S:
+                ghat = ghat + share[i] * D[i]
+        elif server["memory"] == "pp1":
+            for i in S:
+                ghat = ghat + share[i] * (D[i] + copies[i])
+                copies[i] = copies[i] + alpha * D[i]
+        else:
+            ghat = h.copy()
+            for i in S:
+                ghat = ghat + share[i] * D[i]
+                h = h + alpha * (share[i] if server["paper_compat"] else v[i]) * D[i]
+
+        c = gamma if down["feedback"] == "step" else down["feedback"]
+        target = ghat + c * e
+        message = compress(down, target, words(seed, DOWNLINK, k, SERVER, d))
+        e = target - message.sent
+        updates.append(message.bytes)
+        w = w - gamma * message.sent
+        iterates.append(w)
+        yield Snapshot(S, w, list(h_i), h, list(copies), list(e_i), e, np.mean(iterates, axis=0), sent)
+
+
+def memory_rate(up: Table, d: int) -> float:
+    """alpha: as given, or 1 / (2 (omega + 1))."""
+    if up["rate"] != "auto":
+        return float(up["rate"])
+    quantizer = {"compressor": "quantize", "levels": up["rate_levels"], "norm": "l2", "bucket": 0}
+    return 1 / (2 * (omega(quantizer if up["rate_levels"] else up, d) + 1))
+
+
+def catch_up(down: Table, i: int, k: int, seen: dict[int, int], updates: list[int], n: int, w: Row) -> Sent:
+    """Artemis, Algorithm 1: the whole model, or the updates since the client's last round where they are not longer."""
+    first, whole = seen.get(i), w.nbytes
+    seen[i] = k
+    missed = [] if first is None else updates[first:]
+    framed = sum(size + varint(size) for size in missed)
+    if first is None or framed > whole:
+        return Sent(i, "down", "model", 1, 32.0 * len(w), 8 * whole, HEADER_BYTES + whole)
+    bits, shared = formula_bits(down, len(w))
+    return Sent(
+        i, "down", "updates", len(missed), len(missed) * (bits + shared / n), 8 * sum(missed), HEADER_BYTES + framed
+    )

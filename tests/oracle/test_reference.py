@@ -1,0 +1,220 @@
+"""The core against the numpy transcription of ``tests/oracle/reference.py``, round by round, in float64.
+
+Equal exactly: cohorts, quantized levels and norms of equal inputs, the ledger's counts (frames, messages, payload bits,
+frame bytes, the choice between the model and its updates). Equal to 1e-12 of the largest coordinate: models, memories,
+errors, averages. These are not bitwise because the reference adds gradients sample by sample and cohorts client by
+client, and the core calls a BLAS and adds cohorts by halving: the same sums in another order. Equal to 1e-12: the
+formula's bits (sums of logarithms).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import fedsim
+from fedsim.algorithms.recipes import RECIPES
+from fedsim.compression import Levels, Quantize
+from fedsim.experiment import Experiment
+from fedsim.ledger import Direction, Entry
+from fedsim.randomness import Purpose, Stream
+from fedsim.simulation.engine import play
+from fedsim.simulation.setup import Setup, prepare
+from fedsim.simulation.state import initial_state
+from tests.oracle import reference
+
+ROUNDS = 30
+TOLERANCE = 1e-12
+
+PROBLEMS: dict[str, dict[str, Any]] = {
+    "least-squares": {
+        "data": {"source": "synthetic-linear", "clients": 6, "per_client": 9, "features": 4},
+        "partition": {"scheme": "quantity", "clients": 6, "alpha": 1.0},  # unequal sizes
+    },
+    "logistic": {
+        "data": {"source": "breast-cancer", "test_fraction": 0.8},
+        "partition": {"scheme": "dirichlet", "clients": 6, "alpha": 0.5, "min_samples": 3},
+        "task": {"kind": "logistic", "l2": 0.01},
+    },
+}
+HALF = {"scheme": "bernoulli", "p": 0.5}
+MEMORY = {"compressor": "quantize", "memory": True}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "pp1": {"participation": HALF, "server": {"memory": "pp1"}},
+    "pp1, everybody": {"server": {"memory": "pp1"}},
+    "pp1, normalised by those present": {"participation": HALF, "server": {"memory": "pp1", "normalise": "present"}},
+    "paper_compat": {"participation": HALF, "server": {"paper_compat": True}},
+    "k of n": {"algorithm": "diana", "participation": {"scheme": "k-of-n", "k": 2}},
+    "k of n, normalised by those present": {
+        "participation": {"scheme": "k-of-n", "k": 3},
+        "server": {"normalise": "present"},
+    },
+    "rarely anybody": {"participation": {"scheme": "bernoulli", "p": 0.08}},
+    "rarely anybody, without memory, normalised by those present": {
+        "algorithm": "bi-qsgd",
+        "participation": {"scheme": "bernoulli", "p": 0.08},
+        "server": {"normalise": "present"},
+    },
+    "average, decreasing steps": {"server": {"average": True, "schedule": "inverse-sqrt", "step": "2/L"}},
+    "feedback by a decreasing step": {
+        "algorithm": "double-squeeze",
+        "participation": HALF,
+        "server": {"schedule": "inverse-sqrt"},
+    },
+    "feedback by a number, with memory": {
+        "participation": HALF,
+        "uplink": {"feedback": 0.2},
+        "downlink": {"feedback": 0.1},
+    },
+    "memories start at the gradient": {"uplink": {"initial": "gradient"}},
+    "pp1, memories start at the gradient": {"uplink": {"initial": "gradient"}, "server": {"memory": "pp1"}},
+    "levels, norms, buckets": {
+        "participation": HALF,
+        "uplink": {"levels": 4, "norm": "linf", "bucket": 3},
+        "downlink": {"levels": 2, "bucket": 4},
+    },
+    "mini-batches": {"participation": HALF, "local": {"batch": 2}},
+    "local steps, direction": {"participation": HALF, "local": {"steps": 3, "batch": 3, "step": "1/(2L)"}},
+    "local steps, difference": {
+        "participation": HALF,
+        "local": {"steps": 4, "batch": 1, "step": "1/(2L)", "send": "difference"},
+        "server": {"step": 0.7},
+    },
+    "one step, difference": {"local": {"send": "difference", "step": 0.05}, "server": {"step": 0.7}},
+    "uniform weights": {"participation": HALF, "server": {"weights": "uniform"}},
+    "the published step": {"server": {"smoothness": "frobenius", "step": "1/(2L)"}},
+    "a given memory rate": {"participation": HALF, "uplink": {"rate": 0.3}},
+    "the memory rate of other levels": {"participation": HALF, "uplink": {"rate_levels": 3}},
+    "64-bit numbers on the wire": {
+        "participation": HALF,
+        "uplink": {"compressor": "identity", "values": "float64", "memory": True, "rate": 0.5},
+        "downlink": {"compressor": "identity", "values": "float64"},
+    },
+    "clients side by side": {"participation": HALF, "local": {"batch": 3, "steps": 2}, "run": {"chunk": 4}},
+    "the largest seed": {"participation": HALF, "seed": 2**63 - 1},
+}
+
+
+def experiment(problem: str, changes: Mapping[str, Any]) -> Experiment:
+    tables: dict[str, Any] = {"algorithm": "artemis", "seed": 11, "rounds": ROUNDS, **PROBLEMS[problem], **changes}
+    tables["participation"] = changes.get("participation", {"scheme": "full"})
+    tables["run"] = {"precision": "float64", **changes.get("run", {})}
+    return Experiment.of(**tables)
+
+
+def world(setup: Setup) -> reference.World:
+    shards = [setup.federation.shard(i) for i in range(setup.clients)]
+    task: Any = setup.experiment.task
+    return reference.World(
+        kind={"LeastSquares": "least-squares", "Logistic": "logistic"}[type(task).__name__],
+        shards=[
+            (shard.features.numpy(), (2 * shard.targets - 1 if shard.classes else shard.targets).numpy().astype(float))
+            for shard in shards
+        ],
+        l2=task.l2,
+    )
+
+
+def assert_close(found: Tensor | None, expected: Any, what: str) -> None:
+    assert found is not None, what
+    expected = np.asarray(expected)
+    error = np.abs(found.numpy() - expected).max()
+    assert error <= TOLERANCE * max(1.0, np.abs(expected).max()), f"{what}: off by {error}"
+
+
+def compare(given: Experiment) -> int:
+    """Play both, round by round. Returns the number of frames compared."""
+    setup = prepare(given)
+    state = initial_state(setup)
+    oracle = reference.play(given.table(), world(setup), state.server.model.numpy())
+    frames = 0
+    for t, expected in enumerate(oracle):
+        assert setup.cohort(t).clients.tolist() == expected.cohort
+        lines = play(setup, state).lines
+        server, store = state.server, state.store
+        assert_close(server.model, expected.model, f"w_{t + 1}")
+        if given.uplink.memory:
+            assert_close(store.memory, expected.memories, f"h_i after round {t}")
+            if given.server.memory == "pp1":
+                assert_close(server.memories, expected.copies, f"the server's h_i after round {t}")
+                assert server.memory is None
+            else:
+                assert_close(server.memory, expected.mean_memory, f"h after round {t}")
+        else:
+            assert (store.memory, server.memory, server.memories) == (None, None, None)
+        if given.uplink.feedback:
+            assert_close(store.error, expected.errors, f"e_i after round {t}")
+        if given.downlink.feedback:
+            assert_close(server.error, expected.error, f"e after round {t}")
+        if given.server.average:
+            assert_close(server.average, expected.average, f"the average after round {t}")
+
+        found = {
+            (client, part.direction.value, part.kind.value): (messages, payload, frame, formula)
+            for part in lines
+            for client, messages, formula, payload, frame in zip(
+                part.clients, part.messages, part.formula_bits, part.payload_bits, part.frame_bytes, strict=True
+            )
+        }
+        assert set(found) == {(line.client, line.direction, line.kind) for line in expected.sent}
+        for line in expected.sent:
+            *counts, formula = found[line.client, line.direction, line.kind]
+            assert counts == [line.messages, line.payload_bits, line.frame_bytes]
+            assert formula == pytest.approx(line.formula_bits, rel=TOLERANCE)
+        frames += len(found)
+    assert state.server.round == given.rounds
+    assert fedsim.run(given).model.numpy().tobytes() == state.server.model.numpy().tobytes()
+    return frames
+
+
+@pytest.mark.parametrize("participation", [{"scheme": "full"}, HALF], ids=["p=1", "p=0.5"])
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes(recipe: str, problem: str, participation: dict[str, Any]) -> None:
+    assert compare(experiment(problem, {"algorithm": recipe, "participation": participation})) > ROUNDS
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants(name: str) -> None:
+    assert compare(experiment("least-squares", VARIANTS[name])) > 0
+
+
+def test_the_variants_reach_both_catch_ups_and_empty_cohorts() -> None:
+    setup = prepare(experiment("least-squares", VARIANTS["rarely anybody"]))
+    empty = [not len(setup.cohort(t).clients) for t in range(ROUNDS)]
+    assert 0 < sum(empty) < ROUNDS
+    totals = fedsim.run(setup.experiment).ledger.totals
+    late = fedsim.run(experiment("logistic", {"participation": HALF})).ledger.totals
+    assert (Direction.DOWN, Entry.MODEL) in totals
+    assert late[Direction.DOWN, Entry.UPDATES].frames > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize(("levels", "bucket"), [(1, 0), (1, 5), (2, 0), (4, 3), (16, 0), (255, 7), (32767, 0)])
+def test_levels_and_norms_are_equal_exactly(levels: int, norm: Any, bucket: int, dtype: torch.dtype) -> None:
+    generator = np.random.default_rng([levels, bucket])
+    d, clients = 23, [0, 3, 2**31, 2**32 - 2]
+    rows = generator.standard_normal((len(clients), d)) * np.exp(5 * generator.standard_normal((len(clients), d)))
+    rows[0, 4:11] = 0.0
+    rows[1] = 0.0
+    given = torch.from_numpy(rows).to(dtype)
+    quantizer = Quantize(levels, norm, bucket)
+    stream = Stream(77, Purpose.UPLINK, 12)
+    payload = quantizer.compress(given, stream, torch.tensor(clients))
+    assert isinstance(payload, Levels)
+    back = quantizer.decompress(payload, dtype).numpy()
+    for i, client in enumerate(clients):
+        draws = reference.uniforms(
+            reference.words(77, reference.UPLINK, 12, client, d), given.numpy().dtype
+        )
+        expected = reference.quantize(given[i].numpy(), levels, norm, bucket, draws)
+        assert payload.levels[i].tolist() == expected.levels
+        assert payload.norms[i].tolist() == expected.norms
+        assert back[i].tobytes() == expected.sent.tobytes()

@@ -1,0 +1,145 @@
+"""What the codec refuses and says, and the corners of its working memory and devices."""
+
+from __future__ import annotations
+
+import re
+import struct
+
+import pytest
+import torch
+
+from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout, row
+from fedsim.errors import WireError
+from fedsim.wire import decode, encode, longest, size
+
+LAYOUT = LevelsLayout(d=6, levels=4, bucket=3)
+
+
+def levels(rows: list[list[int]], norms: list[list[float]], layout: LevelsLayout = LAYOUT) -> Levels:
+    return Levels(layout, torch.tensor(rows, dtype=torch.int32), torch.tensor(norms))
+
+
+GOOD = levels([[0, 1, 0, -4, 0, 0]], [[1.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("payload", "says"),
+    [
+        (levels([[0, 5, 0, 0, 0, 0]], [[1, 1.0]]), "magnitude 5, expected at most 4"),
+        (levels([[0, -(2**31), 0, 0, 0, 0]], [[1, 1.0]]), "magnitude 2147483648, expected"),
+        (levels([[0, 0, 0, 1, 0, 0]], [[1, 0.0]]), "bucket of norm zero"),
+        (levels([[0, 0, 0, 0, 0, 0]], [[1, float("inf")]]), "a norm is infinite, NaN, negative or -0.0"),
+        (levels([[0, 0, 0, 0, 0, 0]], [[1, float("nan")]]), "a norm is"),
+        (levels([[0, 0, 0, 0, 0, 0]], [[1, -1.0]]), "a norm is"),
+        (levels([[0, 0, 0, 0, 0, 0]], [[1, -0.0]]), "a norm is"),
+        (levels([[0, 0, 0]], [[1, 1.0]]), re.escape("levels are torch.int32[1, 3], expected torch.int32[n, 6]")),
+        (Levels(LAYOUT, torch.zeros(1, 6), torch.ones(1, 2)), re.escape("levels are torch.float32[1, 6]")),
+        (Levels(LAYOUT, torch.zeros(6, dtype=torch.int32), torch.ones(1, 2)), "levels are"),
+        (levels([[0] * 6], [[1.0]]), re.escape("norms are torch.float32[1, 1], expected torch.float32[1, 2]")),
+        (levels([[0] * 6, [0] * 6], [[1.0, 1.0]]), "norms are"),
+        (Levels(LAYOUT, GOOD.levels, GOOD.norms.double()), "norms are torch.float64"),
+        (Values(ValuesLayout(2), torch.zeros(1, 3)), "values are"),
+        (Values(ValuesLayout(2), torch.zeros(2)), "values are"),
+        (Values(ValuesLayout(2, torch.float64), torch.zeros(1, 2)), re.escape("values are torch.float32[1, 2]")),
+        (Values(ValuesLayout(2, torch.int64), torch.zeros(1, 2).long()), "use torch.float32 or torch.float64"),
+        (levels([[]], [[]], LevelsLayout(0, 1, 1)), "no wire format"),
+        (levels([[0]], [[1.0]], LevelsLayout(1, 1, 0)), "no wire format"),
+        (levels([[0]], [[1.0]], LevelsLayout(1, 0, 1)), "no wire format"),
+        (levels([[0]], [[1.0]], LevelsLayout(1, 2**15 + 1, 1)), "levels from 1 to 32768"),
+    ],
+)
+def test_payloads_that_are_refused(payload: Payload, says: str) -> None:
+    for use in (encode, size):
+        with pytest.raises(WireError, match=says):
+            use(payload)
+
+
+def body(bits: str, norms: tuple[float, ...] = (1.0, 1.0)) -> bytes:
+    """A message from norms and a string of bits, spaces left out."""
+    bits = bits.replace(" ", "")
+    assert len(bits) % 8 == 0
+    return struct.pack(f"<{len(norms)}f", *norms) + bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))
+
+
+def test_a_message_by_hand() -> None:
+    # b = 0; w = 2 because |-4| - 1 = 3; + and 1 - 1; - and 4 - 1; gaps 1 and 1; padding
+    assert encode(levels([[0, 1, 0, -4, 0, 0]], [[1.0, 1.0]])) == [body("0000 0010 000 111 10 10 111111")]
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (body("", (1.0,)), "has 4 bytes, expected 8 to"),
+        (bytes(100), "has 100 bytes, expected 8 to 11"),
+        (body(""), "not the encoding of the row"),  # norms without a body
+        (body("0000 0000", (0.0, 0.0)), "not the encoding of the row"),  # zero norms with a body
+        (body("0000 0000 1111 1111"), "not the encoding of the row"),  # a byte of padding too much
+        (body("0000 0010 000 111 10 10 111110"), "whole number of nonzero"),  # a zero in the padding
+        (body("0000 0010 000 111 10 1111 1110"), "coordinate"),  # a gap beyond the row
+        (body("0000 0010 000 001 10 10 111111"), "not the encoding of the row"),  # w one too large
+        (body("0001 0010 0001 1111 0 0 111111"), "not the encoding of the row"),  # b is not the best
+        (body("1111 0000"), "dense body has 1 bytes, expected 3"),
+        (body("1111" + "1" * 20), "not the encoding of the row"),  # beyond 9^6 - 1
+        (body("0000 0010 000 111 10 10 111111", (1.0, 0.0)), "bucket of norm zero"),
+        (body("0000 0010 000 111 10 10 111111", (1.0, float("nan"))), "a norm is"),
+        (body("0000 0011 0000 1111 10 10 1111"), "magnitude 8, expected at most 4"),
+    ],
+)
+def test_messages_that_are_refused(message: bytes, says: str) -> None:
+    with pytest.raises(WireError, match=says):
+        decode([encode(GOOD)[0], message], LAYOUT)
+
+
+def test_the_refusal_names_the_message() -> None:
+    good = encode(GOOD)[0]
+    with pytest.raises(WireError, match="message 2 "):
+        decode([good, good, good[:-1] + b"\0\0"], LAYOUT)
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, ValuesLayout(3)])
+def test_no_rows(layout: Layout) -> None:
+    empty = decode([], layout)
+    assert encode(empty) == []
+    assert size(empty).tolist() == []
+
+
+def test_longest() -> None:
+    assert longest(ValuesLayout(5)) == 20
+    assert longest(ValuesLayout(5, torch.float64)) == 40
+    assert longest(LAYOUT) == 4 * 2 + 3  # 4 + 20 bits, because 2^19 < 9^6 < 2^20
+    assert longest(LevelsLayout(39 * 10, 1, 39 * 10)) == 4 + 78  # 4 + 10 * 62 bits
+
+
+def test_values_that_are_not_finite_cross() -> None:
+    sent = torch.tensor([[float("nan"), float("inf"), -0.0]])
+    received = decode(encode(Values(ValuesLayout(3), sent)), ValuesLayout(3))
+    assert isinstance(received, Values)
+    assert received.values.numpy().tobytes() == sent.numpy().tobytes()
+
+
+def test_a_cohort_of_more_than_one_block() -> None:
+    d = 2**21 + 1
+    layout = LevelsLayout(d, 2, d)
+    rows = torch.zeros(3, d, dtype=torch.int32)
+    rows[0, 5], rows[1, -1], rows[2, ::1000] = 1, -2, 2
+    payload = Levels(layout, rows, torch.tensor([[1.0], [2.0], [3.0]]))
+    messages = encode(payload)
+    assert messages == [encode(row(payload, i))[0] for i in range(3)]
+    assert size(payload).tolist() == [8 * len(message) for message in messages]
+    received = decode(messages, layout)
+    assert isinstance(received, Levels)
+    assert torch.equal(received.levels, rows)
+
+
+def test_views_and_gradients_are_taken_as_they_are() -> None:
+    wide = torch.tensor([[0, 9, 1, 9, 0, 9, -4, 9, 0, 9, 0, 9]], dtype=torch.int32)
+    assert encode(Levels(LAYOUT, wide[:, ::2], torch.tensor([[1.0, 9, 2, 9]])[:, ::2])) == encode(GOOD)
+    values = torch.ones(1, 2, requires_grad=True)
+    assert encode(Values(ValuesLayout(2), values)) == [struct.pack("<2f", 1, 1)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_rows_on_another_device() -> None:
+    there = Levels(LAYOUT, GOOD.levels.cuda(), GOOD.norms.cuda())
+    assert encode(there) == encode(GOOD)
+    assert size(there).device.type == "cpu"
