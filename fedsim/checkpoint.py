@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class Checkpoint:
 
 
 def write(folder: Path, checkpoint: Checkpoint, turn: int) -> None:
-    """Write a checkpoint into slot ``turn % 2`` of ``folder``. Raises CheckpointError when the disk refuses."""
+    """Write a checkpoint into slot ``turn % 2`` of ``folder``. Raises OSError as ``write_whole``."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     notes = json.dumps(checkpoint.notes, sort_keys=True)
     metadata = {
@@ -68,28 +69,40 @@ def read(folder: Path) -> tuple[Checkpoint, int] | None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file: all of ``content`` or, when anything fails, the old file as it was."""
+    """Replace a file, and make its folder where there is none.
+
+    Raises OSError when the disk refuses; then the file is as it was before.
+    """
     temporary = path.with_name(path.name + ".new")
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {error.strerror}; {advice(error)}") from None
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
 
 
-def advice(error: OSError) -> str:
-    """The way out of a failed write."""
-    return f"the run is kept up to its last checkpoint: make room or give another --folder, then `fedsim resume` ({error.errno})"
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, so that they outlive a power cut."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Force the names in a folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _digest(round: int, turn: int, notes: str, tensors: Mapping[str, Tensor]) -> str:
@@ -97,7 +110,7 @@ def _digest(round: int, turn: int, notes: str, tensors: Mapping[str, Tensor]) ->
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
@@ -107,13 +120,13 @@ def _read_slot(path: Path) -> tuple[Checkpoint, int]:
             metadata = file.metadata() or {}
             if metadata.get("fedsim") != str(VERSION):
                 raise CheckpointError(
-                    f"{path}: checkpoint of version {metadata.get('fedsim', 'unknown')}, this fedsim reads version {VERSION}; "
-                    "resume with the fedsim that wrote it"
+                    f"{path}: checkpoint of version {metadata.get('fedsim', 'unknown')}, "
+                    f"this fedsim reads version {VERSION}; resume with the fedsim that wrote it"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
         round, turn, notes = int(metadata["round"]), int(metadata["turn"]), metadata["notes"]
         if metadata["digest"] != _digest(round, turn, notes, tensors):
             raise CheckpointError(f"{path}: damaged checkpoint (its digest does not match)")
         return Checkpoint(round, tensors, json.loads(notes)), turn
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: unreadable checkpoint ({' '.join(str(error).split())})") from None

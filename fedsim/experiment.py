@@ -163,7 +163,7 @@ def from_table(user: Table) -> Experiment:
     try:
         return msgspec.convert(table, Experiment)
     except msgspec.ValidationError as error:
-        raise ConfigError(unknown_value(str(error), table)) from None
+        raise ConfigError(unknown_value(str(error), table, Experiment)) from None
 
 
 def overlay(below: Table, above: Table) -> Table:

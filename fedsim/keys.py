@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-from msgspec.inspect import Field, StructType, Type, UnionType, type_info
+from msgspec.inspect import (
+    BoolType,
+    Field,
+    FloatType,
+    IntType,
+    LiteralType,
+    Metadata,
+    StrType,
+    StructType,
+    Type,
+    UnionType,
+    VarTupleType,
+    type_info,
+)
 
 from fedsim.errors import ConfigError
+
+SHOWN = 60
+"""Characters of a wrong value that an error repeats."""
 
 
 def nearest(given: str, possible: Iterable[str]) -> str:
@@ -23,8 +40,20 @@ def nearest(given: str, possible: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def shown(value: object) -> str:
+    """A value as a user would write it, on one line and not too long.
+
+    >>> shown(True), shown("4/L"), shown([0] * 100)[-6:]
+    ('true', "'4/L'", '0, ...')
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 4] + " ..."
+
+
 def check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct], tags: Mapping[str, str]) -> None:
-    """Raise ConfigError for the first key that ``kind`` does not know, for a missing one and for an unknown variant.
+    """Raise ConfigError for a key that ``kind`` does not know, a missing one, an unknown variant, and NaN or infinity.
 
     tags: table name -> the key that selects the variant of that table.
     """
@@ -36,7 +65,7 @@ def check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct], tags: Mappi
             raise ConfigError(f"unknown key {key!r}{nearest(key, fields)}; keys: {_listed(fields)}")
         variants = _structs(fields[key].type)
         if variants and not isinstance(value, Mapping):
-            raise ConfigError(f"{key} = {value!r}: expected a table [{key}], for example --set {key}.name=value")
+            raise ConfigError(f"{key} = {shown(value)}: expected a table [{key}], for example --set {key}.name=value")
         if variants:
             _check_table(key, value, fields[key].type, tags.get(key, ""))
 
@@ -48,9 +77,10 @@ def _check_table(name: str, table: Mapping[str, Any], type_: Type, tag: str) -> 
     possible = list(shared)
     if variants:
         given = table.get(tag)
-        if given not in variants:
+        if not isinstance(given, str) or given not in variants:
             raise ConfigError(
-                f"{name}.{tag} = {given!r}: unknown{nearest(str(given), variants)}; one of: {', '.join(sorted(variants))}"
+                f"{name}.{tag} = {shown(given)}: unknown{nearest(str(given), variants)}; "
+                f"one of: {', '.join(sorted(variants))}"
             )
         own = {field.encode_name: field for field in variants[given].fields}
         fields, possible = fields | own, [tag, *own, *shared]
@@ -64,6 +94,8 @@ def _check_table(name: str, table: Mapping[str, Any], type_: Type, tag: str) -> 
                 + (f" (did you mean '{name}.{close}'?)" if (close := _close(key, possible)) else "")
                 + f"; keys of [{name}]{f' with {tag} = {table[tag]!r}' if variants else ''}: {_listed(possible)}"
             )
+        if isinstance(table[key], float) and not math.isfinite(table[key]):
+            raise ConfigError(f"{name}.{key} = {table[key]}: expected a finite number")
     for key, field in fields.items():
         if field.required and key not in table and key != tag:
             raise ConfigError(
@@ -71,16 +103,65 @@ def _check_table(name: str, table: Mapping[str, Any], type_: Type, tag: str) -> 
             )
 
 
-def unknown_value(message: str, table: Mapping[str, Any]) -> str:
-    """A msgspec message ("Expected `int` >= 1 - at `$.uplink.levels`") as our one line with the value that was given."""
-    match = re.fullmatch(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?", message, flags=re.DOTALL)
-    assert match is not None
-    path = (match["path"] or "").replace(".compressor.", ".")
+def unknown_value(message: str, table: Mapping[str, Any], kind: type[msgspec.Struct]) -> str:
+    """One line for the value that ``kind`` refused: its key, the value, what is expected.
+
+    message: msgspec's, such as "Expected `int` >= 1 - at `$.uplink.compressor.levels`". Only its place is kept; what is
+    expected is read off the type, whole and in words.
+    """
+    match = re.search(r" - at `\$\.?(?P<path>.*)`$", message)
+    path = match["path"] if match else ""
     value: Any = table
-    for name in (match["path"] or "").split("."):
-        value = value.get(name, "") if isinstance(value, Mapping) else value
-    what = match["what"].replace("`", "")
-    return f"{path} = {value!r}: {what[:1].lower()}{what[1:]}"
+    type_: Type = type_info(kind)
+    for name in re.findall(r"[^.\[\]]+", path):
+        type_ = _inner(type_, name, value)
+        value = value[int(name)] if isinstance(value, (list, tuple)) else value[name]
+    return f"{path.replace('.compressor.', '.')} = {shown(value)}: expected {_expected(type_)}"
+
+
+def _inner(type_: Type, name: str, value: Any) -> Type:
+    """The type of what ``value`` holds under a name or an index."""
+    if isinstance(type_, VarTupleType):
+        return type_.item_type
+    structs = _structs(type_)
+    for struct in structs:
+        if len(structs) == 1 or value.get(struct.tag_field) == struct.tag:
+            return next(field.type for field in struct.fields if field.encode_name == name)
+    raise LookupError(name)
+
+
+def _expected(type_: Type) -> str:
+    """What a type accepts, in words."""
+    match type_:
+        case Metadata(type=inner):
+            return _expected(inner) + _meaning(type_)
+        case UnionType(types=types):
+            return ", or ".join(map(_expected, types))
+        case LiteralType(values=values):
+            return " or ".join(map(repr, values))
+        case IntType():
+            return "a whole number" + _bounds(type_)
+        case FloatType():
+            return "a number" + _bounds(type_)
+        case BoolType():
+            return "true or false"
+        case StrType():
+            return "text"
+        case VarTupleType(item_type=item):
+            return f"a list, each item {_expected(item)}"
+    raise TypeError(f"no words for {type_}")
+
+
+def _bounds(type_: IntType | FloatType) -> str:
+    """
+    >>> _bounds(FloatType(gt=0, le=1)), _bounds(IntType(ge=1, le=9)), _bounds(IntType(ge=1))
+    (' > 0 and <= 1', ' from 1 to 9', ' >= 1')
+    """
+    if type_.ge is not None and type_.le is not None:
+        return f" from {type_.ge} to {type_.le}"
+    limits = ((">", type_.gt), (">=", type_.ge), ("<", type_.lt), ("<=", type_.le))
+    given = [f"{sign} {limit}" for sign, limit in limits if limit is not None]
+    return " " + " and ".join(given) if given else ""
 
 
 def _close(key: str, possible: Iterable[str]) -> str:
@@ -109,5 +190,5 @@ def _channel_parts(type_: Type, tag: str) -> tuple[dict[str, Field], list[Struct
 
 def _meaning(type_: Type) -> str:
     """The description attached to a type, as the end of a sentence."""
-    description = getattr(type_, "extra_json_schema", None) or {}
-    return f": {description['description']}" if "description" in description else ""
+    schema = (type_.extra_json_schema if isinstance(type_, Metadata) else None) or {}
+    return f" ({schema['description']})" if "description" in schema else ""

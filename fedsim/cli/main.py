@@ -2,33 +2,77 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
+from typing import Annotated
 
+import click
 import typer
 
-from fedsim.cli import cost, data, doctor, recipes, resume, run
+from fedsim.cli import cost, data, doctor, messages, recipes, resume, run
 from fedsim.errors import FedsimError, StoppedError
 
-app = typer.Typer(
-    name="fedsim",
-    help="Federated learning with bidirectional compression, where every byte is counted.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-for command in (run.run, resume.resume, cost.cost, recipes.recipes, data.data, doctor.doctor):
+app = typer.Typer(name="fedsim", add_completion=False, pretty_exceptions_enable=False)
+for command in (run.run, resume.resume, cost.cost, recipes.recipes, data.data, messages.messages, doctor.doctor):
     app.command()(command)
 
 
+@app.callback(invoke_without_command=True)
+def fedsim(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Federated learning with bidirectional compression, where every byte is counted."""
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"fedsim {installed('fedsim')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
 def main() -> None:
-    """Entry point: a mistake of the user is one line on standard error and exit status 2, never a traceback."""
-    try:
-        app()
-    except StoppedError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        sys.exit(130)
-    except FedsimError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(0)
+    """Entry point: a mistake of the user is one line on standard error and exit status 2, never a traceback.
+
+    130: stopped by Ctrl-C. 1: the reader of the output has gone. Warnings of libraries are for developers (python -W).
+    """
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        try:
+            app(standalone_mode=False)
+        except StoppedError as error:
+            _leave(130, f"stopped: {error}")
+        except (KeyboardInterrupt, click.Abort):
+            _leave(130, "stopped")
+        except FedsimError as error:
+            _leave(2, f"error: {error}")
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "fedsim"
+            _leave(2, f"error: {error.format_message()}; see `{command} --help`")
+        except BrokenPipeError:
+            # Python would fail once more when it closes the output at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+            sys.exit(1)
+        except OSError as error:
+            _leave(2, f"error: {error.filename or 'the system'}: {error.strerror or error}")
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            _leave(2, "error: not enough memory; lower run.chunk, partition.clients or the size of the model")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch raises a RuntimeError of its own for a GPU, a plain one for the CPU."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "alloc" in str(error)
+
+
+def _leave(status: int, line: str) -> None:
+    print(" ".join(line.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -25,6 +25,4 @@ def recipes() -> None:
             recipe.source,
         )
     Console().print(table)
-    print(
-        '\nSet one with `algorithm = "artemis"` in the TOML file or `--set algorithm=artemis`; any key may be overridden.'
-    )
+    print('\nSet one with `algorithm = "artemis"` in the TOML file or `--set algorithm=artemis`; a set key overrides it.')

@@ -36,9 +36,13 @@ def headline(setup: Setup) -> str:
     )
 
 
-def measures(metrics: Mapping[str, Any]) -> str:
-    """Loss and, where there is one, accuracy of an evaluation."""
+def measures(metrics: Mapping[str, Any], brief: bool = False) -> str:
+    """Loss and, where there is one, accuracy of an evaluation.
+
+    >>> measures({"loss": 0.21, "test_accuracy": 0.941}), measures({"loss": 0.21, "test_accuracy": 0.941}, brief=True)
+    ('loss 0.2100  accuracy 94.1 %', 'loss 0.2100  94.1 %')
+    """
     text = f"loss {metrics['loss']:.4f}"
     if "test_accuracy" in metrics:
-        text += f"  accuracy {100 * metrics['test_accuracy']:.1f} %"
+        text += f"  {'' if brief else 'accuracy '}{100 * metrics['test_accuracy']:.1f} %"
     return text

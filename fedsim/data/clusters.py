@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.manifold import TSNE
-from sklearn.mixture import GaussianMixture
 
 from fedsim.data.examples import Examples
 from fedsim.data.files import read_file
@@ -30,7 +28,7 @@ def read_clusters(file: str, *, rows: int, clients: int) -> NDArray[np.int64]:
 
     Raises DataError unless it has ``rows`` lines, each a number from 0 to clients - 1, and every number occurs.
     """
-    lines = read_file(Path(file), MAX_TEXT).splitlines()
+    lines = read_file(Path(file).expanduser(), MAX_TEXT).splitlines()
     numbers = np.empty(len(lines), dtype=np.int64)
     for at, line in enumerate(lines):
         match = _CLUSTER.fullmatch(line)
@@ -52,6 +50,9 @@ def cluster_rows(train: Examples, clients: int, random: np.random.Generator) -> 
 
     Takes seconds for a thousand rows and minutes for ten thousand.
     """
+    from sklearn.manifold import TSNE  # here, because it takes a second that few commands need
+    from sklearn.mixture import GaussianMixture
+
     n = len(train)
     if n <= PERPLEXITY:
         raise DataError(f"{n} training rows, expected more than {PERPLEXITY} to find clusters; give them in a file")

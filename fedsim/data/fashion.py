@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import io
 import tempfile
+import urllib.error
 import urllib.request
 import zlib
 from pathlib import Path
@@ -102,6 +103,8 @@ def fetch(origin: str, stem: str, digest: str, folder: Path) -> None:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
             found = hashlib.sha256(read_at_most(stream, MAX_BYTES)).hexdigest()
     except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it is also the server's answer, with an open socket
         raise DataError(f"{url}: cannot be downloaded ({error}); {way_out}") from None
     if found != digest:
         raise DataError(f"{url}: its content has sha256 {found[:16]}..., expected {digest[:16]}...; {way_out}")

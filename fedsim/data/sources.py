@@ -7,7 +7,6 @@ from typing import Annotated
 import msgspec
 import numpy as np
 import torch
-from sklearn.datasets import load_breast_cancer, load_digits
 
 from fedsim.data.examples import Dataset, Examples
 from fedsim.data.fashion import FashionMNIST
@@ -35,6 +34,8 @@ class Digits(msgspec.Struct, frozen=True, tag_field="source", tag="digits", forb
 
     def load(self, seed: int) -> Dataset:
         """float64[n, 64] features (65 with the bias), row by row of the image. The seed decides the held-out rows."""
+        from sklearn.datasets import load_digits  # here, because it takes a second that few commands need
+
         features, targets = load_digits(return_X_y=True)
         train = Examples(torch.from_numpy(features / 16.0), torch.from_numpy(targets.astype(np.int64)), 10)
         return prepare(
@@ -61,6 +62,8 @@ class BreastCancer(msgspec.Struct, frozen=True, tag_field="source", tag="breast-
 
     def load(self, seed: int) -> Dataset:
         """float64[n, 30] features (31 with the bias). The seed decides the held-out rows."""
+        from sklearn.datasets import load_breast_cancer  # here, because it takes a second that few commands need
+
         features, targets = load_breast_cancer(return_X_y=True)
         train = Examples(torch.from_numpy(features), torch.from_numpy(targets.astype(np.int64)), 2)
         return prepare(

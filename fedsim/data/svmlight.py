@@ -15,14 +15,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
-from sklearn.datasets import load_svmlight_file
 
 from fedsim.data.files import read_file
 from fedsim.errors import DataError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 MAX_TEXT = 1 << 32
 """Bytes of text read from one file, after decompression."""
@@ -59,6 +61,8 @@ class SparseText:
 
         Raises DataError, naming the line of the largest index, when it is beyond ``width`` or makes the rows too wide.
         """
+        from scipy.sparse import csr_matrix  # here, because it takes a second that few commands need
+
         if self.width > width:
             raise DataError(
                 f"{self.path}:{self._line_of_largest_index()}: index {self.width}, expected 1 to {width}, the number "
@@ -104,6 +108,8 @@ def read_svmlight(path: Path) -> SparseText:
 
 def _parse(content: bytes) -> tuple[csr_matrix[np.float64], NDArray[np.float64]] | None:
     """Rows and labels, or None when they cannot be had or are not finite."""
+    from sklearn.datasets import load_svmlight_file  # here, because it takes a second that few commands need
+
     try:
         matrix, labels = load_svmlight_file(io.BytesIO(content), dtype=np.float64, zero_based=False)
     except (ValueError, OverflowError):

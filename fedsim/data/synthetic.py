@@ -25,8 +25,6 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.signal import lfilter
-from scipy.special import expit
 
 from fedsim.data.examples import Dataset, Examples
 from fedsim.data.prepare import check, generator, with_bias
@@ -83,14 +81,14 @@ class SyntheticLinear(
         if self.noise_kind == "label":
             if self.noise_variance:
                 raise ConfigError(
-                    f'noise_variance = {self.noise_variance} needs noise_kind = "client-shift"; set it or 0'
+                    f'noise_variance = {self.noise_variance} needs noise_kind = "client-shift"; set that, or noise_variance = 0'
                 )
             return self.noise * random.standard_normal(self.clients * self.per_client)
         shifts = self.noise * random.standard_normal(self.clients)
         if self.noise_variance:
             if not shifts.std() > 0:
                 raise ConfigError(
-                    f"noise_variance = {self.noise_variance} needs noise > 0 and 2 clients; set them or 0"
+                    f"noise_variance = {self.noise_variance} needs noise > 0 and 2 clients; set those, or noise_variance = 0"
                 )
             shifts *= np.sqrt(self.noise_variance) / shifts.std()
         return np.repeat(shifts, self.per_client)
@@ -120,7 +118,7 @@ class SyntheticLogistic(
         weights = np.full((self.clients, 2), LOGISTIC_WEIGHT)
         points[::2, :, 0] *= -1
         weights[::2, 1] *= -1
-        chances = expit(np.einsum("cnj,cj->cn", points, weights))
+        chances = 1 / (1 + np.exp(-np.einsum("cnj,cj->cn", points, weights)))
         labels = (random.random(chances.shape) < chances).astype(np.int64)
         train = Examples(torch.from_numpy(points.reshape(-1, 2)), torch.from_numpy(labels.ravel()), 2)
         dataset = Dataset(train, None, "synthetic-logistic", _groups(self.clients, self.per_client))
@@ -130,6 +128,8 @@ class SyntheticLogistic(
 
 def _points(random: np.random.Generator, n: int, d: int) -> NDArray[np.float64]:
     """n draws of N(0, T), float64[n, d]. T is the covariance of x_j = 0.6 x_{j-1} + sqrt(1 - 0.6^2) e_j, x_0 = e_0."""
+    from scipy.signal import lfilter  # here, because it takes a second that few commands need
+
     fresh = random.standard_normal((n, d))
     fresh[:, 1:] *= np.sqrt(1 - CORRELATION**2)
     return np.asarray(lfilter([1.0], [1.0, -CORRELATION], fresh, axis=1))

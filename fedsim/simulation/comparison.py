@@ -31,8 +31,8 @@ class Comparison:
 
     @property
     def saving(self) -> float | None:
-        """How many times fewer bytes the compressed run needed."""
-        return None if self.uncompressed_bytes is None else self.uncompressed_bytes / self.bytes
+        """How many times fewer bytes the compressed run needed; None when either needed none or never got there."""
+        return self.uncompressed_bytes / self.bytes if self.uncompressed_bytes and self.bytes else None
 
 
 def uncompressed(experiment: Experiment) -> Experiment:

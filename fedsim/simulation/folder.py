@@ -13,11 +13,14 @@ written after it is written again, the same.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +30,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from fedsim.checkpoint import Checkpoint, advice, read, write, write_whole
+from fedsim.checkpoint import Checkpoint, read, sync_folder, write, write_whole
 from fedsim.errors import CheckpointError
 from fedsim.experiment import Experiment, from_table, read_toml
 from fedsim.ledger import COLUMNS
@@ -45,66 +48,139 @@ class RunFolder:
 
     @staticmethod
     def create(path: Path, experiment: Experiment) -> RunFolder:
-        """Make a new folder. Raises CheckpointError when it exists already or cannot be written."""
-        if (path / "experiment.toml").exists():
-            raise CheckpointError(
-                f"{path} holds a run already; `fedsim resume {path}` continues it, --folder names another"
-            )
-        write_whole(path / "manifest.json", _manifest(experiment))
-        write_whole(path / "experiment.toml", experiment.toml().encode())
-        return RunFolder(path)
+        """Make a new folder. Raises CheckpointError when it holds a run already or cannot be written."""
+        folder = RunFolder(path)
+        with _writing(path, begun=False):
+            if (path / "experiment.toml").exists():
+                raise CheckpointError(
+                    f"{path} holds a run already; `fedsim resume {path}` continues it, --folder names another"
+                )
+            existed = path.exists()
+            try:
+                # The experiment comes last: where there is one, everything that resuming needs is there.
+                write_whole(path / "manifest.json", _manifest(experiment))
+                write_whole(path / "experiment.toml", experiment.toml().encode())
+            except OSError:
+                with suppress(OSError):
+                    (path / "manifest.json").unlink(missing_ok=True)
+                    if not existed:
+                        path.rmdir()
+                raise
+        return folder
 
     def experiment(self) -> Experiment:
-        """The experiment of this folder. Raises CheckpointError when there is none."""
+        """The experiment of this folder.
+
+        Raises CheckpointError when there is none, or when it is not the one that the run began with.
+        """
         if not (self.path / "experiment.toml").exists():
             raise CheckpointError(f"{self.path} is not a run folder (no experiment.toml); `fedsim run` makes one")
-        return from_table(read_toml(self.path / "experiment.toml"))
+        experiment = from_table(read_toml(self.path / "experiment.toml"))
+        if self._facts().get("run") != experiment.identifier().hex():
+            raise CheckpointError(
+                f"{self.path / 'experiment.toml'} is not what this run began with: edited, or written by another "
+                "fedsim; put it back, or run it as a new experiment with --folder ANOTHER"
+            )
+        return experiment
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from running this folder while inside. The system lets go when the process dies."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CheckpointError(f"{self.path} is being run by another process; wait for it or stop it") from None
+            except OSError:
+                pass  # some network file systems have no locks
+            yield
+        finally:
+            os.close(descriptor)
 
     def restore(self) -> Checkpoint | None:
         """The newest checkpoint, with the logs cut back to it; None (and fresh logs) when the run has none yet."""
         found = read(self.path / "checkpoint")
-        try:
+        lengths = found[0].notes["lengths"] if found else dict.fromkeys(LOGS, 0)
+        for log in LOGS:
+            size = (self.path / log).stat().st_size if (self.path / log).exists() else 0
+            if size < lengths[log]:
+                raise CheckpointError(
+                    f"{self.path / log} has {size} bytes, but its checkpoint was written at {lengths[log]}; put the "
+                    f"file back, or delete {self.path / 'checkpoint'} to start this run from its first round"
+                )
+        with _writing(self.path):
             for log in LOGS:
-                length = found[0].notes["lengths"][log] if found else 0
                 with (self.path / log).open("ab") as file:
-                    if file.tell() < length:
-                        raise CheckpointError(
-                            f"{self.path / log} is shorter than its checkpoint says; restore it or start anew"
-                        )
-                    file.truncate(length)
-                    if not length:
+                    file.truncate(lengths[log])
+                    if not lengths[log]:
                         file.write(HEADERS[log].encode())
-        except OSError as error:
-            raise CheckpointError(f"cannot write {self.path}: {error.strerror}; {advice(error)}") from None
+            sync_folder(self.path)
         self.turn = found[1] + 1 if found else 0
         return found[0] if found else None
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl. Raises CheckpointError naming a damaged one."""
+        path, lines = self.path / "metrics.jsonl", []
+        for number, line in enumerate(path.read_bytes().splitlines(), 1):
+            try:
+                found = json.loads(line)
+                lines.append({**found, "round": int(found["round"]), "loss": float(found["loss"])})
+            except (ValueError, TypeError, KeyError):
+                raise CheckpointError(
+                    f"{path}:{number}: damaged line; put the file back, or delete {self.path / 'checkpoint'} to start "
+                    "this run from its first round"
+                ) from None
+        return lines
+
     def append(self, log: str, text: str) -> None:
         """Add text to a log. Raises CheckpointError when the disk refuses."""
-        try:
-            with (self.path / log).open("ab") as file:
-                file.write(text.encode())
-        except OSError as error:
-            raise CheckpointError(f"cannot write {self.path / log}: {error.strerror}; {advice(error)}") from None
+        with _writing(self.path), (self.path / log).open("ab") as file:
+            file.write(text.encode())
 
     def checkpoint(self, round: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Force the logs to disk, then write a checkpoint that knows their lengths."""
         lengths = {}
-        try:
+        with _writing(self.path):
             for log in LOGS:
                 with (self.path / log).open("ab") as file:
                     os.fsync(file.fileno())
                     lengths[log] = file.tell()
-        except OSError as error:
-            raise CheckpointError(f"cannot write {self.path}: {error.strerror}; {advice(error)}") from None
-        write(self.path / "checkpoint", Checkpoint(round, tensors, {**notes, "lengths": lengths}), self.turn)
+            write(self.path / "checkpoint", Checkpoint(round, tensors, {**notes, "lengths": lengths}), self.turn)
         self.turn += 1
 
     def finish(self, experiment: Experiment, tensors: Mapping[str, Tensor], outcome: Mapping[str, Any]) -> None:
-        """Write the final model and mark the manifest finished."""
+        """Write the final model and mark the manifest finished, once."""
         content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_whole(self.path / "model.safetensors", save(content))
-        write_whole(self.path / "manifest.json", _manifest(experiment, status="finished", **outcome))
+        with _writing(self.path):
+            write_whole(self.path / "model.safetensors", save(content))
+            facts = self._facts()
+            if facts.get("status") != "finished" or facts.get("model_sha256") != outcome["model_sha256"]:
+                write_whole(self.path / "manifest.json", _manifest(experiment, status="finished", **outcome))
+
+    def _facts(self) -> dict[str, Any]:
+        """The manifest."""
+        path = self.path / "manifest.json"
+        try:
+            facts = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: unreadable manifest ({error}); put it back") from None
+        return facts if isinstance(facts, dict) else {}
+
+
+@contextmanager
+def _writing(folder: Path, begun: bool = True) -> Iterator[None]:
+    """What the disk refuses inside becomes a CheckpointError with the way out. begun: there is a run to resume."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if begun:
+            remedy = f"make {'room' if full else 'it writable'}, then `fedsim resume {folder}` continues the run"
+        else:
+            remedy = "make room or give another --folder" if full else "give another --folder"
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"cannot write {error.filename or folder}: {reason}; {remedy}") from None
 
 
 def model_digest(model: Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from fedsim.errors import CheckpointError, StoppedError
+from fedsim.errors import CheckpointError, DivergedError, StoppedError
 from fedsim.experiment import Experiment
 from fedsim.ledger import Cost, Direction, Entry, Ledger
 from fedsim.simulation.engine import play
@@ -80,13 +81,19 @@ def run(
     Raises ConfigError, DataError, DivergedError, CheckpointError.
     """
     setup = prepare(experiment)
-    return _advance(setup, None if folder is None else RunFolder.create(Path(folder), experiment), observer, target)
+    if folder is None:
+        return _advance(setup, None, observer, target)
+    place = RunFolder.create(Path(folder), experiment)
+    with place.alone():
+        return _advance(setup, place, observer, target)
 
 
 def resume(folder: Path | str, observer: Observer | None = None, target: float | None = None) -> Result:
     """Continue the run of a folder from its newest checkpoint; the result is that of an uninterrupted run, bit for bit."""
     place = RunFolder(Path(folder))
-    return _advance(prepare(place.experiment()), place, observer, target)
+    setup = prepare(place.experiment())
+    with place.alone():
+        return _advance(setup, place, observer, target)
 
 
 def _advance(setup: Setup, folder: RunFolder | None, observer: Observer | None, target: float | None) -> Result:
@@ -101,7 +108,7 @@ def _advance(setup: Setup, folder: RunFolder | None, observer: Observer | None, 
             raise CheckpointError(
                 f"{folder.path}: the checkpoint does not fit its experiment.toml ({error}); restore the file"
             ) from None
-        metrics = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+        metrics = folder.metrics()
 
     def evaluate() -> Metrics:
         found = _evaluate(setup, state, ledger)
@@ -158,9 +165,14 @@ def _evaluate(setup: Setup, state: State, ledger: Ledger) -> Metrics:
     """The line of metrics.jsonl for the current model: costs so far, training loss, test metrics if there is a test set."""
     federation, server = setup.federation, state.server
     up, down = ledger.cost(Direction.UP), ledger.cost(Direction.DOWN)
+    loss = setup.task.loss(server.model, federation.all())
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"round {server.round}: the loss is not finite with server.step = {setup.step:.4g}; use a smaller step"
+        )
     found: Metrics = {
         "round": server.round,
-        "loss": setup.task.loss(server.model, federation.all()),
+        "loss": loss,
         "up_bytes": up.frame_bytes,
         "down_bytes": down.frame_bytes,
         "payload_bits": up.payload_bits + down.payload_bits,

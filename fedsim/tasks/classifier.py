@@ -110,10 +110,11 @@ def seeded(make: Make, seed: int) -> nn.Module:
 
 
 def _skeleton(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The module with its constant buffers on the device and parameters that hold no memory."""
+    """The module with its constant buffers on the device and parameters that hold no memory; shared ones stay shared."""
+    empty = {p: nn.Parameter(torch.empty_like(p, dtype=dtype, device="meta")) for p in module.parameters()}
     for layer in module.modules():
-        for name, parameter in list(layer.named_parameters(recurse=False)):
-            setattr(layer, name, nn.Parameter(torch.empty_like(parameter, dtype=dtype, device="meta")))
+        for name, parameter in list(layer.named_parameters(recurse=False, remove_duplicate=False)):
+            setattr(layer, name, empty[parameter])
         for name, buffer in list(layer.named_buffers(recurse=False)):
             setattr(layer, name, buffer.to(device=device, dtype=dtype if buffer.is_floating_point() else None))
     return module.eval()

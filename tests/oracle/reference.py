@@ -1,4 +1,4 @@
-"""The whole algorithm in numpy, from the papers' formulas and the TOML keys: one client after another, slow and obvious.
+"""The whole algorithm in numpy, from the papers' formulas and the TOML keys, one client after another.
 
     k, t     round, from 0 (the paper's w_k, before the step of round k)
     S        cohort                     v_i      weight of client i, sums to 1
@@ -98,20 +98,19 @@ def quantize(row: Row, s: int, norm: str, bucket: int, draws: Row) -> Message:
     """C_s(x)_j = ||x|| sign(x_j) psi_j, psi_j = (l + 1)/s with probability s|x_j|/||x|| - l, else l/s."""
     d, dtype = len(row), row.dtype.type
     size = min(bucket, d) or d
-    sent, levels, norms = np.zeros_like(row), [0] * d, []
+    sent, levels, norms = np.zeros_like(row), np.zeros(d, np.int64), []
     for start in range(0, d, size):
-        wide = [abs(float(x)) for x in row[start : start + size]]
+        part = slice(start, start + size)
+        wide = [abs(float(x)) for x in row[part]]
         length = max(wide) if norm == "linf" else max(math.sqrt(math.fsum(x * x for x in wide)), max(wide))
         norms.append(float(up_to_float32(length)))
-        for j in range(start, min(start + size, d)):
-            if norms[-1] == 0:
-                continue
-            scaled = dtype(abs(row[j])) / dtype(norms[-1]) * dtype(s)
-            level = math.floor(scaled)
-            level += bool(draws[j] < scaled - dtype(level))
-            levels[j] = level if row[j] > 0 else -level
-            sent[j] = dtype(norms[-1]) * (dtype(levels[j]) / dtype(s))
-    return Message(sent, message_bytes(levels, norms, s), levels, norms)
+        if norms[-1] == 0:
+            continue
+        scaled = np.abs(row[part]) / dtype(norms[-1]) * dtype(s)
+        level = np.floor(scaled)
+        levels[part] = np.sign(row[part]) * (level + (draws[part] < scaled - level))
+        sent[part] = dtype(norms[-1]) * (levels[part].astype(dtype) / dtype(s))
+    return Message(sent, message_bytes(levels.tolist(), norms, s), levels.tolist(), norms)
 
 
 def message_bytes(levels: list[int], norms: list[float], s: int) -> int:
@@ -166,15 +165,9 @@ class World:
         return int(self.shards[0][0].shape[1])
 
     def gradient(self, w: Row, X: Row, y: Row) -> Row:
-        total = np.zeros_like(w)
-        for x, target in zip(X, y, strict=True):
-            score = float(x @ w)
-            if self.kind == "least-squares":
-                slope = 2 * (score - target)
-            else:
-                slope = -target / (1 + math.exp(target * score))
-            total += slope * x
-        return total / len(y) + self.l2 * w
+        scores = X @ w
+        slopes = 2 * (scores - y) if self.kind == "least-squares" else -y / (1 + np.exp(y * scores))
+        return X.T @ slopes / len(y) + self.l2 * w
 
     def smoothness(self, norm: str) -> float:
         constants = []

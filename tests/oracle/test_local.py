@@ -11,6 +11,7 @@ from fedsim.data.examples import Dataset, Examples, Federation, federate
 from fedsim.randomness import Purpose, Stream
 from fedsim.solvers import Local, Plan, solve
 from fedsim.tasks import LeastSquares, Softmax
+from fedsim.tasks.task import full_batch
 
 CPU, F64 = torch.device("cpu"), torch.float64
 SIZES = [6, 11, 4]
@@ -58,19 +59,10 @@ def test_one_step_sends_exactly_the_gradient() -> None:
     task = LeastSquares().build((5,), None, F64, CPU)
     start = 1e6 * torch.ones(1, 5, dtype=F64)
     shard = world.shard(1)
-    exact, _ = task.gradients(start, solve_batch(shard))
+    exact, _ = task.gradients(start, full_batch(shard.features, shard.targets, F64))
     for eta in (1e-12, 0.1, 1e9):
-        solution = solve(
-            task, world, start, torch.tensor([1]), Plan(Local(step=eta), eta), Stream(0, Purpose.BATCH)
-        )
+        solution = solve(task, world, start, torch.tensor([1]), Plan(Local(step=eta), eta), Stream(0, Purpose.BATCH))
         assert torch.equal(solution.direction, exact)
-
-
-def solve_batch(shard: Examples):  # type: ignore[no-untyped-def]
-    from fedsim.tasks import Batch
-
-    n = len(shard)
-    return Batch(shard.features[None], shard.targets[None], torch.full((1, n), 1 / n, dtype=F64))
 
 
 def test_softmax_learns_digits_by_full_gradient_descent() -> None:

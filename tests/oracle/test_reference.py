@@ -2,9 +2,12 @@
 
 Equal exactly: cohorts, quantized levels and norms of equal inputs, the ledger's counts (frames, messages, payload bits,
 frame bytes, the choice between the model and its updates). Equal to 1e-12 of the largest coordinate: models, memories,
-errors, averages. These are not bitwise because the reference adds gradients sample by sample and cohorts client by
-client, and the core calls a BLAS and adds cohorts by halving: the same sums in another order. Equal to 1e-12: the
-formula's bits (sums of logarithms).
+errors, averages. These are not bitwise because the two call different BLAS, and because the reference adds a cohort
+client by client where the core halves: the same sums in another order. Equal to 1e-12: the formula's bits (logarithms).
+
+Uncompressed numbers cross as float64 here, except in one test. Rounded to float32, the weighted mean of numbers that
+are float32 already is often an exact tie (1 in about 2 times the weights' denominator), which the order of the sum then
+decides. Where the weights are powers of 1/2 the mean is exact, so that test takes 4 equal clients and cohorts of 2.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch import Tensor
 
 import fedsim
 from fedsim.algorithms.recipes import RECIPES
-from fedsim.compression import Levels, Quantize
+from fedsim.compression import Identity, Levels, Quantize
 from fedsim.experiment import Experiment
 from fedsim.ledger import Direction, Entry
 from fedsim.randomness import Purpose, Stream
@@ -41,9 +44,9 @@ PROBLEMS: dict[str, dict[str, Any]] = {
         "partition": {"scheme": "dirichlet", "clients": 6, "alpha": 0.5, "min_samples": 3},
         "task": {"kind": "logistic", "l2": 0.01},
     },
+    "four equal clients": {"data": {"source": "synthetic-linear", "clients": 4, "per_client": 9, "features": 4}},
 }
 HALF = {"scheme": "bernoulli", "p": 0.5}
-MEMORY = {"compressor": "quantize", "memory": True}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "pp1": {"participation": HALF, "server": {"memory": "pp1"}},
@@ -91,20 +94,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "the published step": {"server": {"smoothness": "frobenius", "step": "1/(2L)"}},
     "a given memory rate": {"participation": HALF, "uplink": {"rate": 0.3}},
     "the memory rate of other levels": {"participation": HALF, "uplink": {"rate_levels": 3}},
-    "64-bit numbers on the wire": {
-        "participation": HALF,
-        "uplink": {"compressor": "identity", "values": "float64", "memory": True, "rate": 0.5},
-        "downlink": {"compressor": "identity", "values": "float64"},
-    },
     "clients side by side": {"participation": HALF, "local": {"batch": 3, "steps": 2}, "run": {"chunk": 4}},
     "the largest seed": {"participation": HALF, "seed": 2**63 - 1},
 }
 
 
-def experiment(problem: str, changes: Mapping[str, Any]) -> Experiment:
+def experiment(problem: str, changes: Mapping[str, Any], wire: str = "float64") -> Experiment:
     tables: dict[str, Any] = {"algorithm": "artemis", "seed": 11, "rounds": ROUNDS, **PROBLEMS[problem], **changes}
     tables["participation"] = changes.get("participation", {"scheme": "full"})
     tables["run"] = {"precision": "float64", **changes.get("run", {})}
+    for channel in ("uplink", "downlink"):
+        if isinstance(getattr(Experiment.of(**tables), channel).compressor, Identity):
+            tables[channel] = {"values": wire, **tables.get(channel, {})}
     return Experiment.of(**tables)
 
 
@@ -128,8 +129,8 @@ def assert_close(found: Tensor | None, expected: Any, what: str) -> None:
     assert error <= TOLERANCE * max(1.0, np.abs(expected).max()), f"{what}: off by {error}"
 
 
-def compare(given: Experiment) -> int:
-    """Play both, round by round. Returns the number of frames compared."""
+def compare(given: Experiment) -> tuple[Tensor, int]:
+    """Play both, round by round. Returns the final model and the number of frames compared."""
     setup = prepare(given)
     state = initial_state(setup)
     oracle = reference.play(given.table(), world(setup), state.server.model.numpy())
@@ -169,20 +170,28 @@ def compare(given: Experiment) -> int:
             assert formula == pytest.approx(line.formula_bits, rel=TOLERANCE)
         frames += len(found)
     assert state.server.round == given.rounds
-    assert fedsim.run(given).model.numpy().tobytes() == state.server.model.numpy().tobytes()
-    return frames
+    return state.server.model, frames
 
 
 @pytest.mark.parametrize("participation", [{"scheme": "full"}, HALF], ids=["p=1", "p=0.5"])
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("problem", ["least-squares", "logistic"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes(recipe: str, problem: str, participation: dict[str, Any]) -> None:
-    assert compare(experiment(problem, {"algorithm": recipe, "participation": participation})) > ROUNDS
+    _, frames = compare(experiment(problem, {"algorithm": recipe, "participation": participation}))
+    assert frames > ROUNDS
+
+
+@pytest.mark.parametrize("participation", [{"scheme": "full"}, {"scheme": "k-of-n", "k": 2}], ids=["4 of 4", "2 of 4"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_as_they_are_and_run(recipe: str, participation: dict[str, Any]) -> None:
+    given = experiment("four equal clients", {"algorithm": recipe, "participation": participation}, wire="float32")
+    model, _ = compare(given)
+    assert fedsim.run(given).model.numpy().tobytes() == model.numpy().tobytes()
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants(name: str) -> None:
-    assert compare(experiment("least-squares", VARIANTS[name])) > 0
+    compare(experiment("least-squares", VARIANTS[name]))
 
 
 def test_the_variants_reach_both_catch_ups_and_empty_cohorts() -> None:
@@ -211,9 +220,7 @@ def test_levels_and_norms_are_equal_exactly(levels: int, norm: Any, bucket: int,
     assert isinstance(payload, Levels)
     back = quantizer.decompress(payload, dtype).numpy()
     for i, client in enumerate(clients):
-        draws = reference.uniforms(
-            reference.words(77, reference.UPLINK, 12, client, d), given.numpy().dtype
-        )
+        draws = reference.uniforms(reference.words(77, reference.UPLINK, 12, client, d), given.numpy().dtype)
         expected = reference.quantize(given[i].numpy(), levels, norm, bucket, draws)
         assert payload.levels[i].tolist() == expected.levels
         assert payload.norms[i].tolist() == expected.norms

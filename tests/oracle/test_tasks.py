@@ -77,9 +77,7 @@ def test_hessian_is_the_second_derivative(kind: str) -> None:
     task, targets = convex(kind, 0.3)
     features, w = numbers(7, 5), numbers(task.dim, seed=4)
     weights = torch.full((7,), 1 / 7, dtype=F64)
-    expected = torch.autograd.functional.hessian(
-        lambda v: naive_loss(kind, v, features, targets[0], weights, 0.3), w
-    )
+    expected = torch.autograd.functional.hessian(lambda v: naive_loss(kind, v, features, targets[0], weights, 0.3), w)
     numeric = targets[0] if isinstance(task, SoftmaxRegression) else task.target_numbers(targets[0])
     torch.testing.assert_close(task.hessian(w, Examples(features, numeric, None)), expected, rtol=1e-11, atol=1e-12)
 

@@ -13,7 +13,9 @@ from fedsim.randomness import Purpose, Stream
 from fedsim.solvers.batches import alone, choose, stacked
 
 F64 = torch.float64
-CLIENTS = st.lists(st.tuples(st.integers(0, 2**31), st.integers(1, 40)), min_size=1, max_size=5, unique_by=lambda c: c[0])
+CLIENTS = st.lists(
+    st.tuples(st.integers(0, 2**31), st.integers(1, 40)), min_size=1, max_size=5, unique_by=lambda c: c[0]
+)
 
 
 def stream(round: int = 3, step: int = 2) -> Stream:
@@ -44,7 +46,9 @@ def test_the_smallest_keys_win(clients: list[tuple[int, int]], count: int, step:
 
 def test_ties_go_to_the_earlier_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal 32-bit keys are too rare to wait for."""
-    monkeypatch.setattr(Stream, "words", lambda self, clients, width: torch.zeros((len(clients), width), dtype=torch.int64))
+    monkeypatch.setattr(
+        Stream, "words", lambda self, clients, width: torch.zeros((len(clients), width), dtype=torch.int64)
+    )
     ids, sizes = torch.tensor([0, 1]), torch.tensor([50, 2])
     assert choose(stream(), ids, sizes, 50, 3).tolist() == [[0, 1, 2], [0, 1, 50]]
     assert choose(stream(), ids, sizes, 50, 1).tolist() == [[0], [0]]

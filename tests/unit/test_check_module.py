@@ -111,7 +111,7 @@ def test_refused(module: nn.Module, message: str) -> None:
         Calling(nn.Dropout(0.0)),
         Calling(nn.GroupNorm(1, 3)),
         Calling(nn.LayerNorm(3)),
-        Calling(nn.InstanceNorm1d(3)),
+        nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.InstanceNorm2d(1), nn.Flatten(), nn.Linear(4, 3)),
         mlp((4,), 3, ()),
         mlp((4,), 3, (5, 6)),
     ],

@@ -25,17 +25,29 @@ def no_module(shape: tuple[int, ...], classes: int) -> str:
 @pytest.mark.parametrize(
     ("options", "classes", "message"),
     [
-        (Logistic(), 10, "'logistic' needs data with 2 classes, but the data has 10 classes; use task.kind = 'softmax'"),
+        (
+            Logistic(),
+            10,
+            "'logistic' needs data with 2 classes, but the data has 10 classes; use task.kind = 'softmax'",
+        ),
         (Logistic(), None, "has numbers to predict; use task.kind = 'least-squares'"),
         (Logistic(), 1, "has 1 class; use data with more classes"),
         (Softmax(), None, "'softmax' needs data with at least 2 classes, but the data has numbers to predict; use"),
         (Softmax(), 1, "has 1 class; use data with more classes"),
-        (LeastSquares(), 10, "needs numbers to predict or 2 classes, but the data has 10 classes; use task.kind = 'soft"),
+        (
+            LeastSquares(),
+            10,
+            "needs numbers to predict or 2 classes, but the data has 10 classes; use task.kind = 'soft",
+        ),
         (LeastSquares(), 1, "has 1 class; use data with more classes"),
         (MLP(), None, "task.kind = 'mlp' needs classes, but the data has numbers to predict; use 'least-squares'"),
         (CNN(), None, "task.kind = 'cnn' needs classes"),
         (Module("a:b"), None, "task.kind = 'module' needs classes"),
-        (CNN(), 10, r"'cnn' needs images \[channels, height, width\] .* but a sample has shape \[5\]; use task.kind = 'mlp'"),
+        (
+            CNN(),
+            10,
+            r"'cnn' needs images \[channels, height, width\] .* but a sample has shape \[5\]; use task.kind = 'mlp'",
+        ),
     ],
 )
 def test_impossible_combinations(options: TaskOptions, classes: int | None, message: str) -> None:
