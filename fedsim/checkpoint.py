@@ -71,7 +71,7 @@ def read(folder: Path) -> tuple[Checkpoint, int] | None:
 def write_whole(path: Path, content: bytes) -> None:
     """Replace a file, and make its folder where there is none.
 
-    Raises OSError when the disk refuses; then the file is as it was before.
+    Raises OSError when the disk refuses; then the file is as it was before, or whole.
     """
     temporary = path.with_name(path.name + ".new")
     make_folder(path.parent)
@@ -110,7 +110,7 @@ def _digest(round: int, turn: int, notes: str, tensors: Mapping[str, Tensor]) ->
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -128,5 +128,5 @@ def _read_slot(path: Path) -> tuple[Checkpoint, int]:
         if metadata["digest"] != _digest(round, turn, notes, tensors):
             raise CheckpointError(f"{path}: damaged checkpoint (its digest does not match)")
         return Checkpoint(round, tensors, json.loads(notes)), turn
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: unreadable checkpoint ({' '.join(str(error).split())})") from None

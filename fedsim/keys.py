@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -57,7 +58,7 @@ def check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct], tags: Mappi
 
     tags: table name -> the key that selects the variant of that table.
     """
-    top = type_info(kind)
+    top = _described(kind)
     assert isinstance(top, StructType)
     fields = {field.encode_name: field for field in top.fields}
     for key, value in table.items():
@@ -81,6 +82,7 @@ def _check_table(name: str, table: Mapping[str, Any], type_: Type, tag: str) -> 
             raise ConfigError(
                 f"{name}.{tag} = {shown(given)}: unknown{nearest(str(given), variants)}; "
                 f"one of: {', '.join(sorted(variants))}"
+                + (f", with its keys in [{name}] itself" if isinstance(given, Mapping) else "")
             )
         own = {field.encode_name: field for field in variants[given].fields}
         fields, possible = fields | own, [tag, *own, *shared]
@@ -112,7 +114,7 @@ def unknown_value(message: str, table: Mapping[str, Any], kind: type[msgspec.Str
     match = re.search(r" - at `\$\.?(?P<path>.*)`$", message)
     path = match["path"] if match else ""
     value: Any = table
-    type_: Type = type_info(kind)
+    type_: Type = _described(kind)
     for name in re.findall(r"[^.\[\]]+", path):
         type_ = _inner(type_, name, value)
         value = value[int(name)] if isinstance(value, (list, tuple)) else value[name]
@@ -162,6 +164,11 @@ def _bounds(type_: IntType | FloatType) -> str:
     limits = ((">", type_.gt), (">=", type_.ge), ("<", type_.lt), ("<=", type_.le))
     given = [f"{sign} {limit}" for sign, limit in limits if limit is not None]
     return " " + " and ".join(given) if given else ""
+
+
+@cache
+def _described(kind: type[msgspec.Struct]) -> Type:
+    return type_info(kind)
 
 
 def _close(key: str, possible: Iterable[str]) -> str:

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.errors import CheckpointError
+
 COLUMNS = ("round", "client", "direction", "kind", "messages", "formula_bits", "payload_bits", "frame_bytes")
 
 
@@ -106,10 +108,25 @@ class Ledger:
 
 
 def read_totals(path: Path) -> dict[tuple[Direction, Entry], Cost]:
-    """The totals of a ledger.csv, by direction and kind."""
-    table: NDArray[np.void] = np.atleast_1d(
-        np.genfromtxt(path, delimiter=",", names=True, dtype=None, encoding="utf-8")
-    )
+    """The totals of a ledger.csv, by direction and kind. A last line that a killed run left unfinished does not count.
+
+    Raises CheckpointError when it is not a ledger.
+    """
+    content = path.read_text(encoding="utf-8", errors="replace")
+    whole = content[: content.rfind("\n") + 1]
+    if whole.count("\n") < 2:
+        return {}
+    try:
+        table: NDArray[np.void] = np.atleast_1d(
+            np.genfromtxt(whole.splitlines(), delimiter=",", names=True, dtype=None, encoding="utf-8")
+        )
+        if table.dtype.names != COLUMNS:
+            raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+        if any(table.dtype[name].kind not in "if" for name in COLUMNS[5:]):
+            raise ValueError("a cost is not a number")
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: not a ledger ({reason}); restore the file") from None
     totals: dict[tuple[Direction, Entry], Cost] = {}
     for direction in Direction:
         for kind in Entry:

@@ -86,7 +86,7 @@ class Stream:
             one * (int(self.purpose) + 256 * self.index),
         )
         key = (self.seed & _MASK, (self.seed >> 32) & _MASK)
-        return torch.stack(philox(counter, key), dim=-1).reshape(clients.shape[0], -1)[:, :width]
+        return torch.stack(philox(counter, key), dim=-1).flatten(1)[:, :width]
 
     def uniform(self, clients: Tensor, width: int, dtype: torch.dtype) -> Tensor:
         """Uniform numbers in [0, 1), dtype[n, width]: multiples of 2^-24 in float32, of 2^-32 in float64."""

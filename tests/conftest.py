@@ -7,9 +7,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedsim.data import FashionMNIST
 from fedsim.errors import FedsimError
+
+torch.set_num_threads(1)
 
 LIBSVM = Path(__file__).resolve().parents[2] / "shared" / "data" / "libsvm"
 Refused = Callable[..., AbstractContextManager[None]]

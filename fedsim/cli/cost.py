@@ -26,16 +26,21 @@ def cost(
     from rich.table import Table
 
     from fedsim.cli import text
+    from fedsim.errors import ConfigError
     from fedsim.experiment import load
     from fedsim.ledger import Cost, read_totals
     from fedsim.simulation.forecast import forecast
 
-    if what is not None and (what / "ledger.csv").exists():
+    if what is not None and what.is_dir():
+        if not (what / "ledger.csv").exists():
+            raise ConfigError(f"{what} is not a run folder (no ledger.csv); give a run folder or a TOML file")
+        if assignments:
+            raise ConfigError(f"--set {assignments[0]} cannot change what a run has cost; leave it out")
         ahead, totals = None, read_totals(what / "ledger.csv")
         source = f"measured, from {what / 'ledger.csv'}"
     else:
         ahead = forecast(load(what, assignments or ()))
-        totals, source = ahead.totals, "in advance; quantized messages as long as those of a Gaussian row"
+        totals, source = ahead.totals, "in advance, not measured; quantized messages as long as those of a Gaussian row"
     table = Table(
         "direction", "kind", "frames", "formula bits", "payload bits", "frame bytes", box=None, pad_edge=False
     )
@@ -56,8 +61,7 @@ def cost(
     Console().print(table)
     print(f"\n{source}")
     if ahead is not None:
-        total = sum(totals.values(), Cost()).frame_bytes
+        times = ahead.uncompressed_bytes / max(sum(totals.values(), Cost()).frame_bytes, 1)
         print(f"formula bits of a round with all {ahead.clients} clients: {ahead.round_formula_bits:,.0f}")
-        print(
-            f"the same frames uncompressed: {text.size(ahead.uncompressed_bytes)}, {ahead.uncompressed_bytes / total:.1f}x as many bytes"
-        )
+        if times >= 1.05:
+            print(f"the same frames uncompressed: {text.size(ahead.uncompressed_bytes)}, {times:.1f}x as many bytes")

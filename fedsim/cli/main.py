@@ -51,7 +51,7 @@ def main() -> None:
             _leave(2, f"error: {error}")
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "fedsim"
-            _leave(2, f"error: {error.format_message()}; see `{command} --help`")
+            _leave(2, f"error: {error.format_message().rstrip('.')}; see `{command} --help`")
         except BrokenPipeError:
             # Python would fail once more when it closes the output at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)

@@ -116,5 +116,5 @@ def described(totals: dict[tuple[Direction, Entry], Cost]) -> str:
 
 def print_line(console: Console, line: str, style: str | None = None) -> None:
     """Print as it stands: not wrapped, numbers not coloured, brackets not read as markup."""
-    console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+    console.print(line, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
     sys.stdout.flush()

@@ -25,4 +25,4 @@ def recipes() -> None:
             recipe.source,
         )
     Console().print(table)
-    print('\nSet one with `algorithm = "artemis"` in the TOML file or `--set algorithm=artemis`; a set key overrides it.')
+    print('\nSet one with `algorithm = "artemis"` in the TOML file or `--set algorithm=artemis`; keys override it.')

@@ -60,7 +60,7 @@ class View:
         self.metrics, self.total = metrics, setup.experiment.rounds
         self.every = lines_every(self.total, setup.experiment.run.evaluate_every)
         self.dense_frame = HEADER_BYTES + 4 * setup.task.dim
-        self.console.print(f"  {text.headline(setup)}", highlight=False, markup=False, soft_wrap=True)
+        self._line(text.headline(setup))
         words = text.measures(metrics, brief=True)
         self.bar = self.progress.add_task("", total=self.total, completed=metrics["round"], words=words)
 
@@ -97,7 +97,7 @@ class View:
         return f"   {times:.1f}x fewer bytes a round than uncompressed" if times >= 1.05 else ""
 
     def _line(self, line: str) -> None:
-        self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f"  {line}", highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def lines_every(total: int, evaluate_every: int) -> int:

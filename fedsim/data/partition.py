@@ -98,7 +98,7 @@ class Dirichlet(msgspec.Struct, frozen=True, tag_field="scheme", tag="dirichlet"
         alphas = np.full(self.clients, self.alpha)
         draws = min(MAX_DRAWS, 1 + MAX_SHARES // (len(counts) * self.clients))
         for _ in range(draws):
-            sizes = _cut(random.dirichlet(alphas, size=len(counts)), counts)
+            sizes = _cut(random.dirichlet(alphas, size=len(counts)), counts, random)
             if sizes.sum(0).min() >= self.min_samples:
                 return sizes
         raise DataError(
@@ -151,7 +151,7 @@ class Quantity(msgspec.Struct, frozen=True, tag_field="scheme", tag="quantity", 
         rows = len(dataset.train)
         random = generator(seed, Purpose.PARTITION)
         shares = random.dirichlet(np.full(self.clients, self.alpha), size=1)
-        sizes = 1 + _cut(shares, np.array([rows - self.clients]))[0]
+        sizes = 1 + _cut(shares, np.array([rows - self.clients]), random)[0]
         return _deal(random.permutation(rows), np.arange(self.clients), sizes)
 
 
@@ -241,11 +241,16 @@ def _even(rows: int, parts: int) -> NDArray[np.int64]:
     return rows // parts + (np.arange(parts) < rows % parts).astype(np.int64)
 
 
-def _cut(shares: NDArray[np.float64], totals: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Whole sizes near shares * total that sum to the total: shares float64[k, n], totals int64[k] -> int64[k, n]."""
-    ends = np.rint(np.cumsum(shares, axis=1) * totals[:, None]).astype(np.int64)
+def _cut(shares: NDArray[np.float64], totals: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+    """Whole sizes that sum to the totals, each shares * total rounded up or down at random so that its mean is that.
+
+    shares: float64[k, n]. totals: int64[k]. Returns int64[k, n]. One offset for each row of shares (systematic
+    sampling): rounding every end to the nearest would pass over the same clients in each class.
+    """
+    offsets = random.random((len(totals), 1))
+    ends = np.floor(np.cumsum(shares, axis=1) * totals[:, None] + offsets).astype(np.int64)
     ends[:, -1] = totals
-    return np.diff(ends, axis=1, prepend=0)
+    return np.diff(np.minimum(ends, totals[:, None]), axis=1, prepend=0)
 
 
 def _deal(order: NDArray[np.int64], clients: NDArray[np.int64], sizes: NDArray[np.int64]) -> Owners:

@@ -81,14 +81,14 @@ class SyntheticLinear(
         if self.noise_kind == "label":
             if self.noise_variance:
                 raise ConfigError(
-                    f'noise_variance = {self.noise_variance} needs noise_kind = "client-shift"; set that, or noise_variance = 0'
+                    f'noise_variance = {self.noise_variance} needs noise_kind = "client-shift"; set that, or 0 here'
                 )
             return self.noise * random.standard_normal(self.clients * self.per_client)
         shifts = self.noise * random.standard_normal(self.clients)
         if self.noise_variance:
             if not shifts.std() > 0:
                 raise ConfigError(
-                    f"noise_variance = {self.noise_variance} needs noise > 0 and 2 clients; set those, or noise_variance = 0"
+                    f"noise_variance = {self.noise_variance} needs noise > 0 and 2 clients; set those, or 0 here"
                 )
             shifts *= np.sqrt(self.noise_variance) / shifts.std()
         return np.repeat(shifts, self.per_client)

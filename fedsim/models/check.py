@@ -69,7 +69,8 @@ def _probe(module: nn.Module, shape: tuple[int, ...], classes: int) -> None:
     modes = [(layer, layer.training) for layer in module.modules()]
     module.train()
     try:
-        first, again, beside = (_scores(module, samples) for samples in (ramp[:2], ramp[:2], ramp[[0, 2]]))
+        with torch.random.fork_rng(devices=[]):
+            first, again, beside = (_scores(module, samples) for samples in (ramp[:2], ramp[:2], ramp[[0, 2]]))
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{kind} does not take samples of shape {list(shape)}: {reason}") from error

@@ -62,6 +62,7 @@ class RunFolder:
                 write_whole(path / "experiment.toml", experiment.toml().encode())
             except OSError:
                 with suppress(OSError):
+                    (path / "experiment.toml").unlink(missing_ok=True)
                     (path / "manifest.json").unlink(missing_ok=True)
                     if not existed:
                         path.rmdir()
@@ -162,10 +163,10 @@ class RunFolder:
         """The manifest."""
         path = self.path / "manifest.json"
         try:
-            facts = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: unreadable manifest ({error}); put it back") from None
-        return facts if isinstance(facts, dict) else {}
+            return dict(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise CheckpointError(f"{path}: unreadable manifest ({reason}); put it back") from None
 
 
 @contextmanager

@@ -68,11 +68,7 @@ def stacked(federation: Federation, clients: Tensor, size: int, dtype: torch.dty
     starts, sizes = federation.offsets[clients], federation.sizes[clients]
     n, width, device = clients.shape[0], int(sizes.amax()), federation.features.device
     takes_all = size == 0 or size >= width
-    if (
-        takes_all
-        and torch.equal(starts, starts[0] + width * torch.arange(n))
-        and torch.equal(sizes, sizes[:1].expand(n))
-    ):
+    if takes_all and _adjacent(starts, sizes, width):
         rows = slice(int(starts[0]), int(starts[0]) + n * width)
         shape = federation.features.shape[1:]
         features, targets = federation.features[rows].view(n, width, *shape), federation.targets[rows].view(n, width)
@@ -90,3 +86,9 @@ def stacked(federation: Federation, clients: Tensor, size: int, dtype: torch.dty
         whole = gather(torch.arange(width, device=device).expand(n, width))
         return lambda stream: whole
     return lambda stream: gather(choose(stream, clients, sizes, width, size))
+
+
+def _adjacent(starts: Tensor, sizes: Tensor, width: int) -> bool:
+    """Whether these clients all hold ``width`` samples and lie one after another."""
+    expected = starts[0] + width * torch.arange(starts.shape[0])
+    return bool((sizes == width).all()) and torch.equal(starts, expected)

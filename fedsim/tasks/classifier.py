@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -110,7 +111,7 @@ def seeded(make: Make, seed: int) -> nn.Module:
 
 
 def _skeleton(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The module with its constant buffers on the device and parameters that hold no memory; shared ones stay shared."""
+    """The module with its constant buffers on the device and parameters without memory; shared ones stay shared."""
     empty = {p: nn.Parameter(torch.empty_like(p, dtype=dtype, device="meta")) for p in module.parameters()}
     for layer in module.modules():
         for name, parameter in list(layer.named_parameters(recurse=False, remove_duplicate=False)):
@@ -136,7 +137,7 @@ class MLP(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="ki
     ) -> Classifier:
         """The task for samples of this shape. Raises ConfigError unless the data has classes."""
         count = _classes("mlp", classes)
-        return classifier(lambda: mlp(shape, count, self.hidden), shape, count, self.l2, dtype, device)
+        return classifier(partial(mlp, shape, count, self.hidden), shape, count, self.l2, dtype, device)
 
 
 class CNN(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="cnn"):
@@ -155,7 +156,7 @@ class CNN(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="ki
     ) -> Classifier:
         """The task for samples of this shape. Raises ConfigError unless they are images with classes."""
         count = _classes("cnn", classes)
-        return classifier(lambda: cnn(shape, count, self.width), shape, count, self.l2, dtype, device)
+        return classifier(partial(cnn, shape, count, self.width), shape, count, self.l2, dtype, device)
 
 
 class Module(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="module"):
@@ -175,12 +176,11 @@ class Module(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     ) -> Classifier:
         """The task for samples of this shape. Raises ConfigError for a factory or module that cannot be used."""
         count = _classes("module", classes)
-        function = load_factory(self.factory)
-        return classifier(lambda: _made(self.factory, function(shape, count)), shape, count, self.l2, dtype, device)
+        return classifier(partial(from_factory, self.factory, shape, count), shape, count, self.l2, dtype, device)
 
 
-def load_factory(path: str) -> Callable[[tuple[int, ...], int], object]:
-    """The function that "package.module:function" names. Raises ConfigError saying which part is wrong."""
+def from_factory(path: str, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Call the function that "package.module:function" names. Raises ConfigError saying which part is wrong."""
     name, separator, attribute = path.partition(":")
     if not (name and separator and attribute):
         raise ConfigError(
@@ -194,15 +194,10 @@ def load_factory(path: str) -> Callable[[tuple[int, ...], int], object]:
         ) from error
     if not callable(function):
         raise ConfigError(f"task.factory = {path!r}: module {name!r} has no function {attribute!r}; check the name")
-    result: Callable[[tuple[int, ...], int], object] = function
-    return result
-
-
-def _made(path: str, module: object) -> nn.Module:
+    module = function(shape, classes)
     if not isinstance(module, nn.Module):
-        raise ConfigError(
-            f"task.factory = {path!r} returned {type(module).__name__}, expected a torch.nn.Module; return one"
-        )
+        kind = type(module).__name__
+        raise ConfigError(f"task.factory = {path!r} returned {kind}, expected a torch.nn.Module; return one")
     return module
 
 

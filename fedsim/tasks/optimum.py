@@ -32,6 +32,12 @@ ACCEPTED = 1e-9
 
 STEPS = 200
 
+SUFFICIENT = 1e-4
+"""Share of the first-order decrease that a step must achieve (Armijo)."""
+
+SHORTEST = 1e-9
+"""Fraction of a Newton step below which it is taken as it is."""
+
 
 def optimum(task: Task, examples: Examples) -> tuple[Tensor, float]:
     """(a minimiser of F over the examples, float64[d] on their device; F* = its value).
@@ -82,40 +88,40 @@ def _newton(task: Linear | SoftmaxRegression, examples: Examples) -> Tensor:
 
     gradient, loss = value(model)
     for _ in range(STEPS):
-        if float(gradient.abs().amax()) <= GRADIENT * scale:
+        if _largest(gradient) <= GRADIENT * scale:
             return model
         direction = _solve(task.hessian(model, examples), gradient)
         slope, size = torch.dot(gradient, direction), 1.0
-        while size > 1e-9:
+        while True:
             candidate = model - size * direction
             new_gradient, new_loss = value(candidate)
+            falls = bool(new_loss <= loss - SUFFICIENT * size * slope)
             # Near the minimum F no longer shows progress in float64, but its gradient still does.
-            if new_loss <= loss - 1e-4 * size * slope or (
-                new_loss <= loss * (1 + 1e-14) and _less(new_gradient, gradient)
-            ):
+            flattens = bool(new_loss <= loss * (1 + 1e-14)) and _largest(new_gradient) < _largest(gradient)
+            if falls or flattens or size < SHORTEST:
                 break
             size /= 2
-        else:
-            break
         model, gradient, loss = candidate, new_gradient, new_loss
-    reached = float(gradient.abs().amax())
-    if reached > ACCEPTED * scale:
+    if _largest(gradient) > ACCEPTED * scale:
         raise ConfigError(
-            f"no minimum was found: the gradient is still {reached:.1e}; set task.l2 > 0 or scale the features"
+            f"no minimum was found: the gradient is still {_largest(gradient):.1e} after {STEPS} Newton steps; "
+            "set task.l2 > 0 or scale the features"
         )
     return model
 
 
-def _less(new: Tensor, old: Tensor) -> bool:
-    return bool(new.abs().amax() < old.abs().amax())
+def _largest(gradient: Tensor) -> float:
+    return float(gradient.abs().amax())
 
 
 def _solve(hessian: Tensor, gradient: Tensor) -> Tensor:
     """(H + m I)^-1 gradient with the smallest m, from the level of rounding, at which H + m I is positive definite."""
     identity = torch.eye(hessian.shape[0], dtype=hessian.dtype)
-    damping = 1e-15 * float(hessian.diagonal().amax())
-    while True:
-        factor, failed = torch.linalg.cholesky_ex(hessian + damping * identity)
+    largest = float(hessian.diagonal().amax())
+    for exponent in range(-15, 0):
+        factor, failed = torch.linalg.cholesky_ex(hessian + largest * 10.0**exponent * identity)
         if not int(failed):
             return torch.cholesky_solve(gradient[:, None], factor)[:, 0]
-        damping *= 10
+    raise ConfigError(
+        "no minimum was found: the Hessian is not finite; scale the features or remove what is not a number"
+    )

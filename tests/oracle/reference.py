@@ -32,25 +32,15 @@ HEADER_BYTES = 40
 
 def philox(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
     """Philox4x32-10 (Salmon et al., SC 2011, section 3.3). counter: uint32[n, 4] -> uint32[n, 4]."""
-    c = counter.astype(np.uint64)
-    k0, k1 = (np.uint64(word) for word in key)
-    low = np.uint64(0xFFFFFFFF)
-    shift = np.uint64(32)
+    c0, c1, c2, c3 = counter.T.astype(np.uint64)
+    k0, k1 = key
     for _ in range(10):
-        product0 = c[:, 0] * np.uint64(0xD2511F53)  # below 2^64: no product of two 32-bit words wraps
-        product1 = c[:, 2] * np.uint64(0xCD9E8D57)
-        c = np.stack(
-            [
-                (product1 >> shift) ^ c[:, 1] ^ k0,
-                product1 & low,
-                (product0 >> shift) ^ c[:, 3] ^ k1,
-                product0 & low,
-            ],
-            axis=1,
-        )
-        k0 = (k0 + np.uint64(0x9E3779B9)) & low
-        k1 = (k1 + np.uint64(0xBB67AE85)) & low
-    return c.astype(np.uint32)
+        left = c0 * np.uint64(0xD2511F53)  # products of two 32-bit words: below 2^64
+        right = c2 * np.uint64(0xCD9E8D57)
+        c0, c1 = (right >> np.uint64(32)) ^ c1 ^ np.uint64(k0), right & np.uint64(0xFFFFFFFF)
+        c2, c3 = (left >> np.uint64(32)) ^ c3 ^ np.uint64(k1), left & np.uint64(0xFFFFFFFF)
+        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+    return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
 
 
 def words(seed: int, purpose: int, round: int, client: int, width: int, index: int = 0) -> NDArray[np.uint32]:
@@ -63,8 +53,8 @@ def words(seed: int, purpose: int, round: int, client: int, width: int, index: i
 def uniforms(numbers: NDArray[np.uint32], dtype: Any) -> Row:
     """float64: all 32 bits; float32: the upper 24."""
     if dtype == np.float64:
-        return np.array([int(number) / 2**32 for number in numbers], np.float64)
-    return np.array([(int(number) // 2**8) / 2**24 for number in numbers], np.float32)
+        return numbers / 2**32
+    return (numbers // 2**8).astype(np.float32) / np.float32(2**24)
 
 
 # ------------------------------------------------------------------------------------------------------- compression
@@ -86,12 +76,13 @@ class Message:
     norms: list[float] = field(default_factory=list)
 
 
-def compress(channel: Table, row: Row, numbers: NDArray[np.uint32]) -> Message:
-    """C(row), by the keys of an [uplink] or [downlink] table."""
+def compress(channel: Table, row: Row, *address: int) -> Message:
+    """C(row), by the keys of an [uplink] or [downlink] table. address: seed, purpose, round, client."""
     if channel["compressor"] == "identity":
         wire = row.astype(channel["values"])
         return Message(wire.astype(row.dtype), wire.nbytes)
-    return quantize(row, channel["levels"], channel["norm"], channel["bucket"], uniforms(numbers, row.dtype))
+    draws = uniforms(words(*address, width=len(row)), row.dtype)
+    return quantize(row, channel["levels"], channel["norm"], channel["bucket"], draws)
 
 
 def quantize(row: Row, s: int, norm: str, bucket: int, draws: Row) -> Message:
@@ -289,7 +280,7 @@ def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
             delta = g - h_i[i] if up["memory"] else g
             c = gamma if up["feedback"] == "step" else up["feedback"]
             delta = delta + c * e_i[i]
-            message = compress(up, delta, words(seed, UPLINK, k, i, d))
+            message = compress(up, delta, seed, UPLINK, k, i)
             D[i] = message.sent
             if up["memory"]:
                 h_i[i] = h_i[i] + alpha * D[i]
@@ -324,7 +315,7 @@ def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
 
         c = gamma if down["feedback"] == "step" else down["feedback"]
         target = ghat + c * e
-        message = compress(down, target, words(seed, DOWNLINK, k, SERVER, d))
+        message = compress(down, target, seed, DOWNLINK, k, SERVER)
         e = target - message.sent
         updates.append(message.bytes)
         w = w - gamma * message.sent

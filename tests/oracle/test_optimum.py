@@ -9,12 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from scipy.special import expit
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 
 from fedsim.data.examples import Examples
 from fedsim.errors import ConfigError
 from fedsim.tasks import MLP, LeastSquares, Logistic, Softmax
 from fedsim.tasks.optimum import optimum
+from fedsim.tasks.task import full_batch
 
 CPU, F64 = torch.device("cpu"), torch.float64
 Array = npt.NDArray[np.float64]
@@ -93,6 +95,31 @@ def test_gradient_of_logistic_vanishes(l2: float) -> None:
     assert value == pytest.approx(np.mean(np.logaddexp(0, -margins)) + l2 / 2 * float(w @ w), rel=1e-13)
 
 
+@pytest.mark.parametrize("seed", [174, 415, 566])
+def test_where_full_newton_steps_overshoot(seed: int) -> None:
+    """Data with outliers on which an undamped Newton step from zero or later makes F larger."""
+    rng = np.random.default_rng(seed)
+    n, d = int(rng.integers(4, 30)), int(rng.integers(1, 4))
+    x, y = rng.standard_normal((n, d)) * np.exp(rng.standard_normal((n, 1)) * 2.5), rng.integers(0, 2, n)
+    w, _ = optimum(Logistic(l2=1e-6).build((d,), 2, F64, CPU), examples(x, y, 2))
+    gradient = x.T @ (expit(x @ w.numpy()) - y) / n + 1e-6 * w.numpy()
+    assert np.abs(gradient).max() < 1e-13 * max(1, np.abs(x).mean(axis=0).max())
+
+
+def test_separable_data_has_infimum_zero() -> None:
+    """digits is separable and softmax without l2 has a flat direction: F* is 0 to rounding, and no error."""
+    x, y = load_digits(return_X_y=True)
+    w, value = optimum(Softmax().build((64,), 10, F64, CPU), examples(x / 16, y, 10))
+    assert 0 <= value < 1e-11
+    assert torch.isfinite(w).all()
+
+
+def test_data_that_are_not_finite() -> None:
+    x = np.array([[1.0], [np.nan]])
+    with pytest.raises(ConfigError, match="the Hessian is not finite"):
+        optimum(Logistic().build((1,), 2, F64, CPU), examples(x, np.array([0, 1]), 2))
+
+
 def test_gradient_of_softmax_vanishes() -> None:
     x, y = load_digits(return_X_y=True)
     x, l2 = standardised(x)[:, 1:], 1e-2
@@ -118,5 +145,19 @@ def test_only_convex_tasks_of_moderate_size() -> None:
 def test_a_search_that_does_not_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["fedsim.tasks.optimum"], "STEPS", 1)
     x, y = load_breast_cancer(return_X_y=True)
-    with pytest.raises(ConfigError, match=r"no minimum was found: the gradient is still .*; set task.l2 > 0"):
+    with pytest.raises(
+        ConfigError, match=r"no minimum was found: the gradient is still .* after 1 Newton steps; set task"
+    ):
         optimum(Logistic().build((31,), 2, F64, CPU), examples(standardised(x), y, 2))
+
+
+def test_a_search_that_ends_close_by_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six steps leave a gradient of 1e-11, where F is right to its last digits."""
+    x, y = load_breast_cancer(return_X_y=True)
+    task, data = Logistic(l2=0.1).build((31,), 2, F64, CPU), examples(standardised(x), y, 2)
+    _, value = optimum(task, data)
+    monkeypatch.setattr(sys.modules["fedsim.tasks.optimum"], "STEPS", 6)
+    w, near = optimum(task, data)
+    rows, _ = task.gradients(w[None], full_batch(data.features, data.targets, F64))
+    assert 1e-13 < float(rows.abs().amax()) < 1e-9
+    assert near == pytest.approx(value, rel=1e-14)

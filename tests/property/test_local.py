@@ -1,4 +1,4 @@
-"""Local steps: what one client computes does not depend on the others, on padding, or (up to rounding) on the executor."""
+"""What a client computes depends neither on the others nor on padding nor, up to rounding, on the executor."""
 
 from __future__ import annotations
 

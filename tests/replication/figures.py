@@ -1,13 +1,13 @@
 """What fedsim has to reproduce: log10 of the excess loss F - F* at the end of a run, published or measured elsewhere.
 
-    PAPER        Philippenko and Dieuleveut, arXiv 2006.14591, the figures of its experiments, read off to +-0.05
-    INDEPENDENT  an implementation in NumPy that shares no code with this one, on the same rows and the same clusters
+PAPER        Philippenko and Dieuleveut, arXiv 2006.14591, the figures of its experiments, read off to +-0.05
+INDEPENDENT  an implementation in NumPy that shares no code with this one, on the same rows and the same clusters
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,10 @@ from tests.replication import experiments
 
 ALGORITHMS = ("sgd", "qsgd", "diana", "bi-qsgd", "artemis")
 SEEDS = (0, 1, 2)
+
+HALF_SEEDS = (0, 1, 2, 3, 4)
+"""More, because artemis varies: its early noise at 4/L leaves the slowest directions nearer to or farther from the
+minimum, after which the descent is smooth: -4.65 +- 0.60 over these seeds."""
 
 LINEAR_SEEDS = (4, 9, 31)
 """Seeds of noisy linear sets like the published one, whose own draw was not seeded.
@@ -103,15 +107,16 @@ def a9a_pp(folder: Path) -> Iterable[Cell]:
     """Half of the clients in a round, full gradients; PP1 and paper_compat beside the figures of PP2."""
     part = "a9a-pp"
     for name in ALGORITHMS:
-        yield Cell(part, "PP2", name, experiments.a9a_half(folder, name), *A9A_HALF[name], 0.3)
+        half = experiments.a9a_half(folder, name)
+        yield Cell(part, "PP2", name, half, *A9A_HALF[name], 0.3, seeds=HALF_SEEDS)
     for name in ("diana", "artemis"):
         yield Cell(part, "PP1", name, experiments.a9a_half(folder, name, memory="pp1"), *NOTHING, 0.0)
         yield Cell(part, "PP2 / p", name, experiments.a9a_half(folder, name, paper_compat=True), *NOTHING, 0.0)
 
 
 def synthetic(folder: Path) -> Iterable[Cell]:
-    """Rows 1 to 4 of the paper's synthetic experiments; ``folder`` takes the plane set."""
-    part, text = "synthetic", experiments.plane(folder)
+    """Rows 1 to 4 of the paper's synthetic experiments; ``folder`` holds what ``experiments.write_plane`` writes."""
+    part = "synthetic"
     for name in ALGORITHMS:
         plateau = name in ("qsgd", "bi-qsgd")
         yield Cell(
@@ -129,7 +134,7 @@ def synthetic(folder: Path) -> Iterable[Cell]:
             part,
             "plane, full",
             name,
-            experiments.logistic(text, name),
+            experiments.plane(folder, name),
             *PLANE_FULL[name],
             0.5 if plateau else 0.0,
             tail=0.25 if plateau else 0.0,
@@ -146,7 +151,30 @@ def synthetic(folder: Path) -> Iterable[Cell]:
                 experiments.linear(name, batch=1, noise=noise),
                 *figures[name],
                 0.2,
-                seeds=LINEAR_SEEDS,
+                seeds=LINEAR_SEEDS if noise else SEEDS,
                 tail=0.1 if noise else 0.0,
                 bits=LINEAR_BITS[name],
             )
+
+
+def a9a_stochastic(folder: Path) -> Iterable[Cell]:
+    """Batches of 128 on a9a: the levels themselves are not published, their ratios are in BANDS."""
+    for name in ("sgd", "diana", "artemis"):
+        experiment = experiments.a9a_stochastic(folder, name)
+        yield Cell("a9a-stochastic", STOCHASTIC, name, experiment, *NOTHING, 0.0, tail=0.5, bits=A9A_BITS[name])
+
+
+STOCHASTIC = "batch 128"
+OMEGA_PLUS_1 = 1 + math.sqrt(124)
+BANDS = {
+    (STOCHASTIC, "diana"): (0.4 * math.log10(OMEGA_PLUS_1), math.log10(OMEGA_PLUS_1)),
+    (STOCHASTIC, "artemis"): (0.8 * math.log10(OMEGA_PLUS_1), 2 * math.log10(OMEGA_PLUS_1)),
+}
+"""log10 of plateau / plateau of sgd. Theory: omega + 1 for diana and (omega + 1)^2 for artemis, at most."""
+
+PARTS: dict[str, Callable[[Path], Iterable[Cell]]] = {
+    "a9a-p1": a9a_p1,
+    "a9a-pp": a9a_pp,
+    "a9a-stochastic": a9a_stochastic,
+    "synthetic": synthetic,
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -65,7 +65,7 @@ def measure(experiment: Experiment) -> Measurement:
     )
 
 
-def drift(experiment: Experiment, tensors: dict[str, Tensor]) -> float:
+def drift(experiment: Experiment, tensors: Mapping[str, Tensor]) -> float:
     """The distance of the server's memories from the clients', in a checkpoint."""
     if "clients.memory" not in tensors:
         return 0.0

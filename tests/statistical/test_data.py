@@ -20,7 +20,9 @@ from fedsim.data import (
     label_counts,
     split,
 )
-from fedsim.data.prepare import hold_out
+from fedsim.data.partition import _cut
+from fedsim.data.prepare import generator, hold_out
+from fedsim.randomness import Purpose
 
 ALARM = 1e-7
 
@@ -135,3 +137,14 @@ def test_logistic_points_have_the_covariance_of_their_client():
         m = len(sample)
         for column in sample.T:
             assert stats.chi2(m).ppf(ALARM) < (column**2).sum() < stats.chi2(m).isf(ALARM)
+
+
+def test_rounding_favours_no_client():
+    """Equal shares of 2 rows over 3 clients: each gets 2 / 3 of a row on average, over 4000 cuts."""
+    random = generator(0, Purpose.PARTITION)
+    sizes = np.concatenate([_cut(np.full((2, 3), 1 / 3), np.array([2, 2]), random) for _ in range(2000)])
+    assert sizes.sum(1).tolist() == [2] * 4000
+    assert np.isin(sizes, [0, 1]).all()
+    found = sizes.sum(0)
+    assert found.min() > stats.binom(4000, 2 / 3).ppf(ALARM / 6)
+    assert found.max() < stats.binom(4000, 2 / 3).isf(ALARM / 6)

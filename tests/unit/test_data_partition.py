@@ -70,12 +70,12 @@ def test_quantity_gives_everybody_a_row():
 
 
 def test_quantity_with_large_alpha_is_even():
-    assert (split(numbered(1000), Quantity(10, alpha=1e9), 0).sizes - 100).abs().max() <= 2
+    assert (split(numbered(1000), Quantity(10, alpha=1e9), 0).sizes - 100).abs().max() <= 1
 
 
 def test_dirichlet_with_large_alpha_is_even_in_every_class():
     federation = split(numbered(3000, 3), Dirichlet(10, alpha=1e9), 0)
-    assert all(abs(count - 100) <= 2 for holding in describe(federation) for count in holding.labels)
+    assert all(abs(count - 100) <= 1 for holding in describe(federation) for count in holding.labels)
 
 
 def test_dirichlet_with_tiny_alpha_gives_a_class_to_one_client():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import msgspec
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 
 from fedsim.data.examples import Examples
 from fedsim.errors import ConfigError
-from fedsim.tasks import CNN, MLP, LeastSquares, Logistic, Module, Softmax, TaskOptions
+from fedsim.tasks import CNN, MLP, Batch, LeastSquares, Logistic, Module, Softmax, TaskOptions
 
 CPU, F32, F64 = torch.device("cpu"), torch.float32, torch.float64
 
@@ -76,6 +78,18 @@ def test_images_can_be_too_small() -> None:
 def test_factories_that_cannot_be_used(factory: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Module(factory).build((5,), 3, F32, CPU)
+
+
+def test_tasks_travel_to_other_processes() -> None:
+    """Workers receive a task by pickle."""
+    for options in (Softmax(), MLP(), Module(f"{two_layers.__module__}:two_layers")):
+        task = options.build((5,), 3, F32, CPU)
+        x, y = torch.ones(1, 2, 5), torch.tensor([[0, 1]])
+        batch = Batch(x, y, torch.full((1, 2), 0.5))
+        models = task.initial(1)[None]
+        there = pickle.loads(pickle.dumps(task))
+        assert torch.equal(there.initial(1), task.initial(1))
+        assert torch.equal(there.gradients(models, batch)[0], task.gradients(models, batch)[0])
 
 
 def test_a_users_module_is_a_task() -> None:
