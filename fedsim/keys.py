@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
+from datetime import date, time
 from functools import cache
 from typing import Any
 
@@ -29,6 +30,7 @@ from fedsim.errors import ConfigError
 
 SHOWN = 60
 """Characters of a wrong value that an error repeats."""
+MAX_WHOLE = 2**31 - 1
 
 
 def nearest(given: str, possible: Iterable[str]) -> str:
@@ -49,12 +51,12 @@ def shown(value: object) -> str:
     """
     if isinstance(value, bool):
         return str(value).lower()
-    text = repr(value)
+    text = value.isoformat() if isinstance(value, (date, time)) else repr(value)
     return text if len(text) <= SHOWN else text[: SHOWN - 4] + " ..."
 
 
 def check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct], tags: Mapping[str, str]) -> None:
-    """Raise ConfigError for a key that ``kind`` does not know, a missing one, an unknown variant, and NaN or infinity.
+    """Raise ConfigError for a key that ``kind`` does not know, a missing one, an unknown variant, an endless number.
 
     tags: table name -> the key that selects the variant of that table.
     """
@@ -66,7 +68,10 @@ def check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct], tags: Mappi
             raise ConfigError(f"unknown key {key!r}{nearest(key, fields)}; keys: {_listed(fields)}")
         variants = _structs(fields[key].type)
         if variants and not isinstance(value, Mapping):
-            raise ConfigError(f"{key} = {shown(value)}: expected a table [{key}], for example --set {key}.name=value")
+            example = tags.get(key) or variants[0].fields[0].encode_name
+            raise ConfigError(
+                f"{key} = {shown(value)}: expected a table [{key}], for example --set {key}.{example}=value"
+            )
         if variants:
             _check_table(key, value, fields[key].type, tags.get(key, ""))
 
@@ -96,13 +101,21 @@ def _check_table(name: str, table: Mapping[str, Any], type_: Type, tag: str) -> 
                 + (f" (did you mean '{name}.{close}'?)" if (close := _close(key, possible)) else "")
                 + f"; keys of [{name}]{f' with {tag} = {table[tag]!r}' if variants else ''}: {_listed(possible)}"
             )
-        if isinstance(table[key], float) and not math.isfinite(table[key]):
-            raise ConfigError(f"{name}.{key} = {table[key]}: expected a finite number")
+        _check_size(f"{name}.{key}", table[key])
     for key, field in fields.items():
         if field.required and key not in table and key != tag:
             raise ConfigError(
                 f"{name}.{key} is missing; [{name}] with {tag} = {table.get(tag)!r} needs it{_meaning(field.type)}"
             )
+
+
+def _check_size(place: str, value: Any) -> None:
+    """Refuse NaN, infinity, and whole numbers that no machine counts to: the bounds of a key leave them open."""
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ConfigError(f"{place} = {shown(value)}: expected a finite number")
+        if isinstance(number, int) and abs(number) > MAX_WHOLE:
+            raise ConfigError(f"{place} = {shown(value)}: expected at most {MAX_WHOLE}")
 
 
 def unknown_value(message: str, table: Mapping[str, Any], kind: type[msgspec.Struct]) -> str:

@@ -83,8 +83,9 @@ class Lines:
 
 @dataclass
 class Ledger:
-    """Running totals, and the lines that are not yet in the file."""
+    """Running totals, and the lines that are not yet in the file (none are kept where there is no file)."""
 
+    has_file: bool = True
     totals: dict[tuple[Direction, Entry], Cost] = field(default_factory=dict)
     unwritten: list[Lines] = field(default_factory=list)
 
@@ -93,7 +94,8 @@ class Ledger:
         if len(lines.clients):
             key = (lines.direction, lines.kind)
             self.totals[key] = self.totals.get(key, Cost()) + lines.cost()
-            self.unwritten.append(lines)
+            if self.has_file:
+                self.unwritten.append(lines)
 
     def cost(self, direction: Direction | None = None) -> Cost:
         """The total of one direction, or of both."""

@@ -26,7 +26,13 @@ def step_size(key: str, value: float | str, smoothness: Callable[[], float]) -> 
             raise ConfigError(
                 f"{key} = {value!r}: expected a number such as 0.1, or a multiple of 1/L such as '4/L' or '1/(2L)'"
             )
-        value = float(match["top"]) / (float(match["bottom"] or 1) * smoothness())
+        try:
+            constant = smoothness()
+        except ConfigError as error:
+            raise ConfigError(f"{key} = {value!r}: {error}") from None
+        if not constant:
+            raise ConfigError(f"{key} = {value!r}: L is 0, because every feature is 0; give a number, for example 0.1")
+        value = float(match["top"]) / (float(match["bottom"] or 1) * constant)
     if not (math.isfinite(value) and value > 0):
         raise ConfigError(f"{key} = {value!r}: expected a step size > 0")
     return float(value)

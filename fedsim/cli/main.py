@@ -43,6 +43,7 @@ def main() -> None:
             warnings.simplefilter("ignore")
         try:
             app(standalone_mode=False)
+            sys.stdout.flush()
         except StoppedError as error:
             _leave(130, f"stopped: {error}")
         except (KeyboardInterrupt, click.Abort):
@@ -53,11 +54,9 @@ def main() -> None:
             command = error.ctx.command_path if error.ctx else "fedsim"
             _leave(2, f"error: {error.format_message().rstrip('.')}; see `{command} --help`")
         except BrokenPipeError:
-            # Python would fail once more when it closes the output at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
-            sys.exit(1)
+            _leave(1)
         except OSError as error:
-            _leave(2, f"error: {error.filename or 'the system'}: {error.strerror or error}")
+            _leave(2, f"error: {error.filename or 'output'}: {error.strerror or error}")
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -69,8 +68,14 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "alloc" in str(error)
 
 
-def _leave(status: int, line: str) -> None:
-    print(" ".join(line.split()), file=sys.stderr)
+def _leave(status: int, line: str = "") -> None:
+    if line:
+        print(" ".join(line.split()), file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Python would try again at exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
 
 

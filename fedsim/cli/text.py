@@ -42,7 +42,8 @@ def measures(metrics: Mapping[str, Any], brief: bool = False) -> str:
     >>> measures({"loss": 0.21, "test_accuracy": 0.941}), measures({"loss": 0.21, "test_accuracy": 0.941}, brief=True)
     ('loss 0.2100  accuracy 94.1 %', 'loss 0.2100  94.1 %')
     """
-    text = f"loss {metrics['loss']:.4f}"
+    loss = metrics["loss"]
+    text = f"loss {loss:.4f}" if loss < 1e6 else f"loss {loss:.4g}"
     if "test_accuracy" in metrics:
         text += f"  {'' if brief else 'accuracy '}{100 * metrics['test_accuracy']:.1f} %"
     return text

@@ -1,7 +1,9 @@
 """Clients as clusters of nearby rows: from a file, or found as the Artemis experiments found theirs.
 
 Found: scale every column, the label's included, to mean 0 and deviation 1; embed in the plane by t-SNE; fit a Gaussian
-mixture with one component for each client. Source: Philippenko and Dieuleveut, arXiv 2006.14591, experiments.
+mixture with one component for each client. scikit-learn's t-SNE now starts from the principal components; when the
+published splits were made it started at random, so those cannot be found again, only read from their files.
+Source: Philippenko and Dieuleveut, arXiv 2006.14591, experiments.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ def opened(path: Path) -> Iterator[Readable]:
 
     Raises DataError when the file is missing, is a folder, may not be read, or is damaged gzip, also while reading.
     """
+    if "\0" in str(path):
+        raise DataError(f"{str(path)!r} is not a path; give the path of an existing file")
     try:
         with path.open("rb") as raw:
             zipped = raw.read(2) == GZIP_MAGIC

@@ -99,7 +99,7 @@ def resume(folder: Path | str, observer: Observer | None = None, target: float |
 def _advance(setup: Setup, folder: RunFolder | None, observer: Observer | None, target: float | None) -> Result:
     """Play the rounds that are left."""
     experiment, began = setup.experiment, time.monotonic()
-    state, ledger, metrics = initial_state(setup), Ledger(), []
+    state, ledger, metrics = initial_state(setup), Ledger(has_file=folder is not None), []
     if folder is not None and (found := folder.restore()) is not None:
         try:
             state = from_tensors(setup, found.round, dict(found.tensors))

@@ -98,9 +98,11 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device: torch.device | None = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"run.device = {name!r}: expected 'cpu', 'cuda', 'cuda:1' ... or 'auto'") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"run.device = {name!r}: expected 'cpu', 'cuda', 'cuda:1' ... or 'auto'")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise ConfigError(
             f"run.device = {name!r}, but torch sees {torch.cuda.device_count()} GPUs; use 'cpu' or 'auto'"

@@ -188,13 +188,17 @@ def from_factory(path: str, shape: tuple[int, ...], classes: int) -> nn.Module:
         )
     try:
         function = getattr(importlib.import_module(name), attribute, None)
-    except ImportError as error:
+    except Exception as error:  # a user's module may fail in any way
         raise ConfigError(
             f"task.factory = {path!r}: cannot import {name!r} ({error}); install it or set PYTHONPATH"
         ) from error
     if not callable(function):
         raise ConfigError(f"task.factory = {path!r}: module {name!r} has no function {attribute!r}; check the name")
-    module = function(shape, classes)
+    try:
+        module = function(shape, classes)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"task.factory = {path!r} failed for shape {list(shape)} ({reason}); mend it") from error
     if not isinstance(module, nn.Module):
         kind = type(module).__name__
         raise ConfigError(f"task.factory = {path!r} returned {kind}, expected a torch.nn.Module; return one")

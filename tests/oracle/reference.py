@@ -76,12 +76,12 @@ class Message:
     norms: list[float] = field(default_factory=list)
 
 
-def compress(channel: Table, row: Row, *address: int) -> Message:
+def compress(channel: Table, row: Row, address: tuple[int, int, int, int]) -> Message:
     """C(row), by the keys of an [uplink] or [downlink] table. address: seed, purpose, round, client."""
     if channel["compressor"] == "identity":
         wire = row.astype(channel["values"])
         return Message(wire.astype(row.dtype), wire.nbytes)
-    draws = uniforms(words(*address, width=len(row)), row.dtype)
+    draws = uniforms(words(*address, len(row)), row.dtype)
     return quantize(row, channel["levels"], channel["norm"], channel["bucket"], draws)
 
 
@@ -123,7 +123,7 @@ def message_bytes(levels: list[int], norms: list[float], s: int) -> int:
 def omega(channel: Table, d: int) -> float:
     if channel["compressor"] == "identity":
         return 0.0
-    s, b = channel["levels"], min(channel["bucket"], d) or d
+    s, b = int(channel["levels"]), min(int(channel["bucket"]), d) or d
     if channel["norm"] == "l2":
         return min(b / s**2, math.sqrt(b) / s)
     return min(b / (2 * s) ** 2, (math.sqrt(b) - 1) / 2 if s == 1 else math.sqrt(b) / s)
@@ -158,7 +158,7 @@ class World:
     def gradient(self, w: Row, X: Row, y: Row) -> Row:
         scores = X @ w
         slopes = 2 * (scores - y) if self.kind == "least-squares" else -y / (1 + np.exp(y * scores))
-        return X.T @ slopes / len(y) + self.l2 * w
+        return np.asarray(X.T @ slopes / len(y) + self.l2 * w)
 
     def smoothness(self, norm: str) -> float:
         constants = []
@@ -280,7 +280,7 @@ def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
             delta = g - h_i[i] if up["memory"] else g
             c = gamma if up["feedback"] == "step" else up["feedback"]
             delta = delta + c * e_i[i]
-            message = compress(up, delta, seed, UPLINK, k, i)
+            message = compress(up, delta, (seed, UPLINK, k, i))
             D[i] = message.sent
             if up["memory"]:
                 h_i[i] = h_i[i] + alpha * D[i]
@@ -315,7 +315,7 @@ def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
 
         c = gamma if down["feedback"] == "step" else down["feedback"]
         target = ghat + c * e
-        message = compress(down, target, seed, DOWNLINK, k, SERVER)
+        message = compress(down, target, (seed, DOWNLINK, k, SERVER))
         e = target - message.sent
         updates.append(message.bytes)
         w = w - gamma * message.sent

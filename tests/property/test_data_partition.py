@@ -42,7 +42,7 @@ def cases(draw):
     )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases(), seed=SEEDS)
 def test_a_partition_is_a_partition(case, seed):
     dataset, scheme = case

@@ -50,7 +50,7 @@ pairs = st.dictionaries(st.integers(1, 30), numbers, max_size=6).map(
 lines = st.builds("{} {}{}".format, numbers, pairs, st.sampled_from(["", " # note 1:2", "\r", " "]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(lines | st.sampled_from(["", "# c"]), min_size=1, max_size=5).map("\n".join))
 def test_good_text_is_read(text):
     expected = slow(text)
@@ -67,7 +67,7 @@ def test_good_text_is_read(text):
     assert np.array_equal(found.dense(found.width, len(expected)), dense)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.text("019 \t\n:.-+e_#naifq,x", max_size=24))
 @example("1 +1:2")
 @example("1 -0:2")
@@ -88,7 +88,7 @@ def test_any_text_is_read_or_refused_by_the_rules(text):
         assert (found.columns + 1).tolist() == [index for _, values in expected for index in values]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     good=st.lists(lines, min_size=1, max_size=6), bad=st.sampled_from(["1 1:x", "1 2:1 1:1", "1 qid:1", "nan", "1_0"])
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -121,3 +122,21 @@ def test_plateaus_of_stochastic_gradients(libsvm_folder: Path) -> None:
     for algorithm in ("diana", "artemis"):
         low, high = BANDS[STOCHASTIC, algorithm]
         assert low <= levels[algorithm] - levels["sgd"] <= high
+
+
+@pytest.mark.slow
+def test_what_the_server_remembers_under_half_participation(libsvm_folder: Path) -> None:
+    """Diana: PP2 descends smoothly, PP1 is shaken by who takes part, the published code takes steps of gamma / p.
+
+    roughness: mean second difference of log10 excess over the last quarter, 40 rounds between evaluations.
+    """
+    plain = measure(experiments.a9a_half(libsvm_folder, "diana")).excess[-11:]
+    pp1 = measure(experiments.a9a_half(libsvm_folder, "diana", memory="pp1")).excess[-11:]
+    published = measure(experiments.a9a_half(libsvm_folder, "diana", paper_compat=True)).excess[-11:]
+
+    def roughness(excess: tuple[float, ...]) -> float:
+        return float(np.abs(np.diff(excess, n=2)).mean())
+
+    assert roughness(plain) < 0.002
+    assert roughness(pp1) > 0.02
+    assert (published[-1] - published[0]) / (plain[-1] - plain[0]) == pytest.approx(2, abs=0.1)

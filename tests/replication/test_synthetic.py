@@ -35,15 +35,18 @@ def gradient_descent(seed: int) -> float:
     return float(np.log10(0.5 * np.sum(values * ((1 - values / smoothness) ** 398 * start) ** 2)))
 
 
-def test_the_linear_draws_are_the_ones_like_the_published() -> None:
-    """The seeds were chosen by a rule, and the engine's descent is the one in closed form."""
-    seeds, first = [], figures.LINEAR_SEEDS[0]
-    for seed in range(figures.LINEAR_SEEDS[-1] + 1):
-        if abs(gradient_descent(seed) + 13.0) <= 0.05:
-            seeds.append(seed)
-    assert tuple(seeds) == figures.LINEAR_SEEDS
-    run = measure(CELLS["linear, full", "sgd"].at(first))
-    assert run.tail(0) == pytest.approx(gradient_descent(first), abs=0.01)
+def test_gradient_descent_is_the_one_in_closed_form() -> None:
+    """The engine without compression, which sends float32, against the eigenvectors of the Hessian."""
+    seed = figures.LINEAR_SEEDS[0]
+    run = measure(CELLS["linear, full", "sgd"].at(seed))
+    assert run.tail(0) == pytest.approx(gradient_descent(seed), abs=0.01)
+
+
+@pytest.mark.slow
+def test_the_linear_draws_were_chosen_by_a_rule() -> None:
+    """They are the first three draws that end within 0.05 of the published curve."""
+    seeds = range(figures.LINEAR_SEEDS[-1] + 1)
+    assert tuple(seed for seed in seeds if abs(gradient_descent(seed) + 13.0) <= 0.05) == figures.LINEAR_SEEDS
 
 
 def test_the_plane_is_the_published_one(plane_folder: Path) -> None:
@@ -56,10 +59,9 @@ def test_the_plane_is_the_published_one(plane_folder: Path) -> None:
     assert minimum(experiment) == pytest.approx(0.31333, abs=3 * 0.0032)
 
 
-@pytest.mark.parametrize("algorithm", ["qsgd", "bi-qsgd"])
-def test_without_memory_the_linear_descent_stops(algorithm: str) -> None:
-    """Where the paper says, on one draw: full gradients, but the clients' own gradients at the minimum are not zero."""
-    cell = CELLS["linear, full", algorithm]
+def test_without_memory_the_linear_descent_stops() -> None:
+    """QSGD, where the paper says, on one draw: at the minimum the clients' own gradients are not zero."""
+    cell = CELLS["linear, full", "qsgd"]
     run = measure(cell.at(cell.seeds[0]))
     assert cell.met(run.tail(cell.tail))
     assert round(run.bits) == cell.bits

@@ -188,6 +188,11 @@ def test_a_missing_file_is_named(tmp_path, refused):
         raw(path)
 
 
+def test_a_path_that_no_file_can_have_is_named(refused):
+    with refused(DataError, r"'a\x00b' is not a path", "existing file"):
+        raw("a\0b")
+
+
 def test_a_folder_is_named(tmp_path, refused):
     with refused(DataError, f"{tmp_path}: cannot be read (Is a directory)", "path"):
         raw(str(tmp_path))

@@ -164,6 +164,7 @@ def alone(holding):
 def test_clients_with_two_classes_pass_the_refusal():
     assert split(numbered(10), Iid(5, shuffle=False, single_class="refuse"), 0).clients == 5
     assert split(regression(10), Iid(5, single_class="refuse"), 0).clients == 5
+    assert split(numbered(9), Iid(3, shuffle=False, single_class="refuse"), 0).clients == 3
 
 
 @pytest.fixture
@@ -216,16 +217,13 @@ def test_the_published_clusters_of_a9a(libsvm_folder):
     assert (federation.sizes.min(), federation.sizes.max()) == (325, 4792)
 
 
-def test_found_clusters_are_near_and_follow_the_seed_alone():
+def test_found_clusters_are_near():
     """Three far blobs of different labels: t-SNE and the mixture must find exactly them."""
     random = np.random.default_rng(0)
     blob = np.repeat(np.arange(3), 40)
     features = torch.from_numpy(random.standard_normal((120, 2)) + 50 * np.stack([blob, blob**2], axis=1))
     dataset = Dataset(Examples(features, torch.from_numpy(blob % 2), 2), None, "blobs")
-    np.random.seed(1)
     owners = Clusters(clients=3).owners(dataset, 5)
-    np.random.seed(2)
-    assert np.array_equal(owners, Clusters(clients=3).owners(dataset, 5))
     assert len({(int(b), int(o)) for b, o in zip(blob, owners, strict=True)}) == 3
     assert split(dataset, Clusters(clients=3), 5).sizes.tolist() == [40, 40, 40]
 

@@ -1,0 +1,129 @@
+"""The switches: what they mean, which contradict each other, and what the refusal says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+import fedsim
+from fedsim.algorithms.method import (
+    Downlink,
+    Feedback,
+    Method,
+    ServerOptions,
+    Uplink,
+    check,
+    check_feedback,
+    feedback_coefficient,
+)
+from fedsim.compression import Identity, Quantize
+from fedsim.errors import ConfigError
+
+MEMORY = Uplink(memory=True)
+
+
+@pytest.mark.parametrize(
+    ("uplink", "alpha"),
+    [
+        (Uplink(), 0.0),
+        (Uplink(memory=True), 1 / (2 * (math.sqrt(100) + 1))),
+        (Uplink(Quantize(10, bucket=16), memory=True), 1 / (2 * (16 / 100 + 1))),
+        (Uplink(Identity(), memory=True), 0.5),
+        (Uplink(Identity(), memory=True, rate_levels=1), 1 / (2 * (math.sqrt(100) + 1))),
+        (Uplink(Quantize(4), memory=True, rate_levels=20), 1 / (2 * (100 / 400 + 1))),
+        (Uplink(memory=True, rate=0.3), 0.3),
+        (Uplink(memory=True, rate=0.3, rate_levels=5), 0.3),
+    ],
+)
+def test_alpha(uplink: Uplink, alpha: float) -> None:
+    assert uplink.alpha(100) == pytest.approx(alpha, rel=1e-15)
+    assert Method(uplink, Downlink(), ServerOptions(), 100).alpha == uplink.alpha(100)
+
+
+@pytest.mark.parametrize(
+    ("uplink", "server", "key"),
+    [
+        (Uplink(rate=0.5), ServerOptions(), "uplink.rate = 0.5"),
+        (Uplink(rate_levels=2), ServerOptions(), "uplink.rate_levels = 2"),
+        (Uplink(initial="gradient"), ServerOptions(), "uplink.initial = 'gradient'"),
+        (Uplink(), ServerOptions(memory="pp1"), "server.memory = 'pp1'"),
+        (Uplink(), ServerOptions(paper_compat=True), "server.paper_compat = True"),
+    ],
+)
+def test_what_needs_memories(uplink: Uplink, server: ServerOptions, key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(uplink, Downlink(), server, probability=1.0)
+    assert str(caught.value).startswith(f"{key} needs memories, but uplink.memory = false; set it to true or drop ")
+    with_memory = Uplink(uplink.compressor, True, uplink.rate, uplink.rate_levels, uplink.initial)
+    check(with_memory, Downlink(), server, probability=1.0)
+
+
+def test_the_first_gradient_needs_everybody() -> None:
+    check(Uplink(memory=True, initial="gradient"), Downlink(), ServerOptions(), probability=1.0)
+    with pytest.raises(
+        ConfigError, match=r"uplink\.initial = 'gradient' needs every client .* participation is partial"
+    ):
+        check(Uplink(memory=True, initial="gradient"), Downlink(), ServerOptions(), probability=0.99)
+
+
+def test_paper_compat_is_pp2() -> None:
+    check(MEMORY, Downlink(), ServerOptions(paper_compat=True), probability=0.5)
+    with pytest.raises(ConfigError, match=r"server\.paper_compat changes the pp2 update only, .*; drop one of them"):
+        check(MEMORY, Downlink(), ServerOptions(paper_compat=True, memory="pp1"), probability=0.5)
+
+
+@pytest.mark.parametrize("uplink", [Uplink(), MEMORY])
+@pytest.mark.parametrize("probability", [1.0, 0.01])
+def test_plain_switches_pass(uplink: Uplink, probability: float) -> None:
+    check(uplink, Downlink(), ServerOptions(normalise="present", weights="uniform", average=True), probability)
+
+
+@pytest.mark.parametrize(("feedback", "number"), [("step", 0.25), (0.0, 0.0), (1, 1.0), (0.5, 0.5)])
+def test_feedback_coefficient(feedback: Feedback, number: float) -> None:
+    found = feedback_coefficient(feedback, 0.25)
+    assert found == number
+    assert isinstance(found, float)
+
+
+def test_feedback_must_be_stable() -> None:
+    """c^2 omega < 1; Quantize(1) has omega = 10 at d = 100."""
+    for feedback, step in ((0.0, 9.0), (0.316, 9.0), ("step", 0.316)):
+        check_feedback("uplink", Quantize(), feedback, step, 100)  # type: ignore[arg-type]
+    check_feedback("uplink", Identity(), 1.0, 9.0, 100)
+    for feedback, step in ((0.317, 0.1), (1.0, 0.1), ("step", 0.317)):
+        with pytest.raises(
+            ConfigError, match=r"uplink\.feedback = .*omega = 10 at d = 100.*smaller step, or more levels"
+        ):
+            check_feedback("uplink", Quantize(), feedback, step, 100)  # type: ignore[arg-type]
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"algorithm": "sgd", "server": {"memory": "pp1"}}, "server.memory = 'pp1' needs memories"),
+    ({"uplink": {"initial": "gradient"}}, "uplink.initial = 'gradient' needs every client"),
+    ({"server": {"memory": "pp1", "paper_compat": True}}, "server.paper_compat"),
+    ({"uplink": {"feedback": 1.0}}, "uplink.feedback = 1.0 is 1 with"),
+    ({"algorithm": "dore", "server": {"step": 4.0}}, "downlink.feedback = 'step' is 4 with"),
+    ({"participation": {"scheme": "k-of-n", "k": 21}}, "participation.k = 21, but there are 20 clients"),
+    ({"server": {"step": -1}}, "server.step = -1"),
+    ({"local": {"steps": 2, "step": "1/X"}}, "local.step = '1/X'"),
+]
+
+
+@pytest.mark.parametrize(("tables", "says"), REFUSED)
+def test_a_run_is_refused_before_it_starts(tables: dict[str, Any], says: str) -> None:
+    partial = {"data": {"source": "synthetic-linear"}, "participation": {"scheme": "bernoulli", "p": 0.5}, "rounds": 1}
+    with pytest.raises(ConfigError) as caught:
+        fedsim.run(fedsim.Experiment.of(**(partial | tables)))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_local_step_that_has_no_effect_is_not_looked_at() -> None:
+    data = {"source": "synthetic-linear", "per_client": 3}
+    one, other = (
+        fedsim.run(fedsim.Experiment.of(rounds=2, data=data, local={"step": step})).digest
+        for step in ("1/L", "nonsense")
+    )
+    assert one == other
