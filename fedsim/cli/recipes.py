@@ -5,24 +5,17 @@ from __future__ import annotations
 
 def recipes() -> None:
     """List the methods: what each compresses, what it keeps, and its paper."""
-    from rich.console import Console
-    from rich.table import Table
-
     from fedsim.algorithms.recipes import RECIPES
     from fedsim.experiment import Experiment
 
-    table = Table("recipe", "up", "down", "memory", "feedback", "what it is", "paper", box=None, pad_edge=False)
     for name, recipe in RECIPES.items():
         experiment = Experiment.of(algorithm=name)
         up, down = experiment.uplink, experiment.downlink
-        table.add_row(
-            name,
-            type(up.compressor).__name__.lower(),
-            type(down.compressor).__name__.lower(),
-            "yes" if up.memory else "",
-            ", ".join(word for word, channel in (("up", up), ("down", down)) if channel.feedback),
-            recipe.summary,
-            recipe.source,
-        )
-    Console().print(table)
+        parts = [f"up {type(up.compressor).__name__.lower()}", f"down {type(down.compressor).__name__.lower()}"]
+        parts += ["memories"] if up.memory else []
+        parts += [f"feedback {way}" for way, channel in (("up", up), ("down", down)) if channel.feedback]
+        print(f"{name:15} {recipe.summary}")
+        print(f"{'':15} {', '.join(parts)}")
+        if recipe.source:
+            print(f"{'':15} {recipe.source}")
     print('\nSet one with `algorithm = "artemis"` in the TOML file or `--set algorithm=artemis`; keys override it.')

@@ -55,7 +55,7 @@ def uncompressed(experiment: Experiment) -> Experiment:
 
 
 def compare(result: Result, folder: Path | None = None, observer: Observer | None = None) -> tuple[Comparison, Result]:
-    """Play (or resume) the uncompressed run until it reaches the loss of ``result``, for at most twice as many rounds."""
+    """Play (or resume) the uncompressed run until it reaches the loss of ``result``; at most twice as many rounds."""
     place = None if folder is None else folder / FOLDER
     if place is not None and (place / "experiment.toml").exists():
         other = resume(place, observer, target=result.loss)

@@ -89,7 +89,7 @@ def run(
 
 
 def resume(folder: Path | str, observer: Observer | None = None, target: float | None = None) -> Result:
-    """Continue the run of a folder from its newest checkpoint; the result is that of an uninterrupted run, bit for bit."""
+    """Continue a run from its newest checkpoint; the result is that of the uninterrupted run, bit for bit."""
     place = RunFolder(Path(folder))
     setup = prepare(place.experiment())
     with place.alone():
@@ -162,7 +162,7 @@ def _advance(setup: Setup, folder: RunFolder | None, observer: Observer | None, 
 
 
 def _evaluate(setup: Setup, state: State, ledger: Ledger) -> Metrics:
-    """The line of metrics.jsonl for the current model: costs so far, training loss, test metrics if there is a test set."""
+    """The line of metrics.jsonl for the current model: costs so far, training loss, test metrics."""
     federation, server = setup.federation, state.server
     up, down = ledger.cost(Direction.UP), ledger.cost(Direction.DOWN)
     loss = setup.task.loss(server.model, federation.all())
