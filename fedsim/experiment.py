@@ -130,9 +130,10 @@ def load(path: Path | None, assignments: Sequence[str] = ()) -> Experiment:
     Raises ConfigError naming the file and line, the unknown key and its nearest neighbour, or the wrong value.
     """
     table = default_table() if path is None else read_toml(path)
+    assigned: Table = {}
     for assignment in assignments:
-        table = overlay(table, parse_assignment(assignment))
-    return from_table(table)
+        assigned = _merged(assigned, parse_assignment(assignment))
+    return from_table(overlay(table, assigned))
 
 
 def read_toml(path: Path) -> Table:
@@ -202,6 +203,15 @@ def parse_assignment(text: str) -> Table:
         result = {name: result}
     table: Table = result
     return table
+
+
+def _merged(below: Table, above: Table) -> Table:
+    """Both, key by key; unlike ``overlay`` in whatever order a kind and its keys were given."""
+    both = {
+        key: _merged(below[key], value) if isinstance(value, dict) and isinstance(below.get(key), dict) else value
+        for key, value in above.items()
+    }
+    return below | both
 
 
 def _nest(table: Table, options: type[msgspec.Struct]) -> Table:

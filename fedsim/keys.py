@@ -91,7 +91,7 @@ def _check_table(name: str, table: Mapping[str, Any], type_: Type, tag: str) -> 
             )
         own = {field.encode_name: field for field in variants[given].fields}
         fields, possible = fields | own, [tag, *own, *shared]
-    elif chosen:
+    else:
         fields = {field.encode_name: field for field in chosen[0].fields}
         possible = list(fields)
     for key in table:
@@ -139,10 +139,8 @@ def _inner(type_: Type, name: str, value: Any) -> Type:
     if isinstance(type_, VarTupleType):
         return type_.item_type
     structs = _structs(type_)
-    for struct in structs:
-        if len(structs) == 1 or value.get(struct.tag_field) == struct.tag:
-            return next(field.type for field in struct.fields if field.encode_name == name)
-    raise LookupError(name)
+    chosen = next(struct for struct in structs if len(structs) == 1 or value.get(struct.tag_field) == struct.tag)
+    return next(field.type for field in chosen.fields if field.encode_name == name)
 
 
 def _expected(type_: Type) -> str:
@@ -164,7 +162,8 @@ def _expected(type_: Type) -> str:
             return "text"
         case VarTupleType(item_type=item):
             return f"a list, each item {_expected(item)}"
-    raise TypeError(f"no words for {type_}")
+        case _:
+            return "another kind of value"
 
 
 def _bounds(type_: IntType | FloatType) -> str:

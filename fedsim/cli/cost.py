@@ -46,9 +46,7 @@ def cost(
     )
     for column in table.columns[2:]:
         column.justify = "right"
-    rows = [
-        (way.value, kind.value, part) for (way, kind), part in sorted(totals.items(), key=lambda item: item[0][0].value)
-    ]
+    rows = sorted((way.value, kind.value, part) for (way, kind), part in totals.items())
     for way, kind, part in [*rows, ("both", "total", sum(totals.values(), Cost()))]:
         table.add_row(
             way,

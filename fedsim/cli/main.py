@@ -42,7 +42,9 @@ def main() -> None:
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
         try:
-            app(standalone_mode=False)
+            # typer makes an exit status of Ctrl-C, click an exception
+            if app(standalone_mode=False) == 130:
+                raise KeyboardInterrupt
             sys.stdout.flush()
         except StoppedError as error:
             _leave(130, f"stopped: {error}")

@@ -102,10 +102,10 @@ def verdict(console: Console, comparison: Comparison, other: Result) -> None:
             f"{text.size(comparison.bytes)} with compression, after {comparison.uncompressed_round} rounds and "
             f"{text.size(comparison.uncompressed_bytes)} without:",
         )
+        times = comparison.saving
+        ratio = f"{times:.1f}x fewer" if times >= 1 else f"{1 / times:.1f}x more"
         print_line(
-            console,
-            f"  {comparison.saving:.1f}x fewer bytes to the same loss (frames in both directions; both were run)",
-            style="bold",
+            console, f"  {ratio} bytes to the same loss (frames in both directions; both were run)", style="bold"
         )
 
 

@@ -13,14 +13,16 @@ from fedsim.simulation.setup import Setup
 def size(count: float) -> str:
     """Bytes with a decimal unit, three digits.
 
-    >>> size(41_234), size(999), size(1.5e9)
-    ('41.2 kB', '999 B', '1.50 GB')
+    >>> size(41_234), size(999), size(1.5e9), size(2e13)
+    ('41.2 kB', '999 B', '1.50 GB', '20.0 TB')
     """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5 or unit == "GB":
-            break
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB"):
         count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}" if count >= 10 else f"{count:.2f} {unit}"
+        if count < 999.5:
+            break
+    return f"{count:.{2 if count < 9.995 else 1 if count < 99.95 else 0}f} {unit}"
 
 
 def headline(setup: Setup) -> str:

@@ -141,7 +141,7 @@ ASSIGNMENTS = {
     "= 'pp1'; drop one of them",
     "uplink.feedback=0.5": "uplink.feedback = 0.5 is 0.5 with a compressor of omega = 25.5 at d = 650: the error would "
     "grow (c^2 omega >= 1); use feedback = 'step' with a smaller step, or more levels",
-    "partition.clients=100 participation.k=1000": "participation.k = 1000, but there are 100 clients; lower k or add clients",
+    "partition.clients=100 participation.k=1000": "participation.k = 1000, but there are 100 clients; lower k ",
     "partition.scheme=natural": "scheme 'natural', but digits has no clients of its own; use another scheme",
     "task.kind=logistic": "task.kind = 'logistic' needs data with 2 classes, but the data has 10 classes; use "
     "task.kind = 'softmax'",
@@ -156,10 +156,10 @@ ASSIGNMENTS = {
     "task.kind=module task.factory=math:sin": "task.factory = 'math:sin' failed for shape [64] (TypeError: ",
     "task.kind=module task.factory=nowhere:net": "task.factory = 'nowhere:net': cannot import 'nowhere' (No module ",
     # data
-    "partition.clients=100 partition.min_samples=50": "100 clients with at least 50 rows each need 5000 rows, but digits has 1438; lower "
-    "clients or min_samples",
+    "partition.clients=100 partition.min_samples=50": "100 clients with at least 50 rows each need "
+    "5000 rows, but digits has 1438; lower clients or min_samples",
     "partition.clients=2000": "2000 clients for the 1438 training rows of digits, expected 1 to 1438; set clients to ",
-    "partition.clients=100 partition.alpha=1e-300": "none of 10000 Dirichlet draws with alpha = 1e-300 gives each of 100 clients ",
+    "partition.clients=100 partition.alpha=1e-300": "none of 10000 Dirichlet draws with alpha = 1e-300 gives ",
     f"{LIBSVM}absent.txt": "absent.txt: no such file; give the path of an existing file",
     f"{LIBSVM}.": ".: cannot be read (Is a directory); give the path of a readable file",
     f'{LIBSVM}"a\\u0000b"': "'a\\x00b' is not a path; give the path of an existing file",
@@ -177,8 +177,8 @@ ASSIGNMENTS = {
     "number from 0 to 2; lower clients or number the clusters without gaps",
     f"{CLUSTERS} partition.file=short.clusters": "short.clusters: 2 lines for 20 training rows, expected one line a ",
     f"{CLUSTERS} partition.clients=2 partition.file=own.clusters partition.single_class=refuse": "good.txt: client 0 "
-    'has only class 1 (10 rows) and single_class = "refuse"; use fewer clients or a more even scheme, or set single_class'
-    ' = "allow"',
+    'has only class 1 (10 rows) and single_class = "refuse"; use fewer clients or a more even scheme, or set '
+    'single_class = "allow"',
     # the assignment itself
     "rounds": "--set rounds: expected table.key=value, for example --set uplink.levels=4",
     "=3": "--set =3: expected table.key=value, for example --set uplink.levels=4",

@@ -248,6 +248,21 @@ def test_a_zero_bucket_stays_zero_beside_others() -> None:
     assert payload.levels.tolist()[0][2:] == [0, 0, 4]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_draw_decides_to_the_last_bit(dtype: torch.dtype) -> None:
+    """With norm 1 and s = 1, x_j = u_j is rounded down and the next number up: levels are l + [u_j < f]."""
+    draws = NOISE.uniform(torch.tensor([3]), 1000, dtype)
+    draws[0, 0] = 1.0  # the norm
+    above = torch.nextafter(draws, torch.full_like(draws, 2.0))
+    above[0, 0] = 1.0
+    for quantizer in (Quantize(1, "linf"), Quantize(1, "linf", bucket=1000)):
+        for rows, level in ((draws, 0), (above, 1), (-draws, 0), (-above, -1)):
+            payload = quantizer.compress(rows, NOISE, torch.tensor([3]))
+            assert isinstance(payload, Levels)
+            assert payload.norms.tolist() == [[1.0]]
+            assert set(payload.levels[0, 1:].tolist()) == {level}
+
+
 # rows of 13 coordinates: 5 + 5 + 3 in buckets of 5
 def rows_to_repeat() -> dict[str, NDArray[np.float64]]:
     generator = np.random.default_rng(7)

@@ -179,6 +179,7 @@ LINEAR = {"data": {"source": "synthetic-linear", "clients": 8, "per_client": 15,
 HALF = {"scheme": "bernoulli", "p": 0.5}
 FEDERATIONS: dict[str, dict[str, Any]] = {
     "artemis": {**DIGITS, "participation": HALF, "local": {"batch": 7, "steps": 2}},
+    "artemis, updates of more than 127 bytes": {**DIGITS, "participation": HALF, "downlink": {"levels": 100}},
     "artemis, rare clients": {**LINEAR, "rounds": 60, "participation": {"scheme": "bernoulli", "p": 0.08}},
     "diana": {**DIGITS, "algorithm": "diana", "participation": {"scheme": "k-of-n", "k": 3}},
     "bi-qsgd": {
@@ -222,14 +223,17 @@ def test_the_same_model_and_the_same_bytes(name: str) -> None:
     }
 
 
-def test_the_federations_catch_up_both_ways() -> None:
-    """A client that comes back gets the model in one of them, the updates in another, and several updates at once."""
-    rare = Experiment.of(**{"seed": 5, **FEDERATIONS["artemis, rare clients"]})
-    central, clients = federate(rare)
+def test_the_federations_catch_up_in_every_way() -> None:
+    """A client that comes back gets the model, or several updates; the length before an update has one byte or two."""
+    rare, clients = federate(Experiment.of(**{"seed": 5, **FEDERATIONS["artemis, rare clients"]}))
     newcomers = sum(client.seen >= 0 for client in clients)
-    assert central.costs[Direction.DOWN, Entry.MODEL][0] > newcomers
-    assert central.costs[Direction.DOWN, Entry.UPDATES][0] > 0
-    assert central.costs[Direction.DOWN, Entry.UPDATES][1] > 0
+    assert rare.costs[Direction.DOWN, Entry.MODEL][0] > newcomers
+    assert rare.costs[Direction.DOWN, Entry.UPDATES][0] > 0
+    assert max(map(len, rare.updates)) < 128
+    name = "artemis, updates of more than 127 bytes"
+    long, _ = federate(Experiment.of(**{"rounds": 10, "seed": 5, **FEDERATIONS[name]}))
+    assert max(map(len, long.updates)) > 127
+    assert long.costs[Direction.DOWN, Entry.UPDATES][0] > 0
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])

@@ -1,145 +1,90 @@
-"""Errors for a mistyped key or value: they name it, what was given and what is possible, on one line."""
+"""What a person is told who mistyped a key or a value."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.errors import ConfigError
-from fedsim.experiment import Experiment, from_table, load
-from fedsim.keys import nearest
-
-Refused = Callable[..., AbstractContextManager[None]]
+from fedsim.experiment import Experiment, load
+from fedsim.keys import MAX_WHOLE, SHOWN, check_keys, nearest, shown, unknown_value
 
 
-def test_nearest() -> None:
-    assert nearest("level", ["levels", "norm"]) == " (did you mean 'levels'?)"
-    assert nearest("zzz", ["levels", "norm"]) == ""
-    assert nearest("x", []) == ""
+class Inner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    size: Annotated[int, msgspec.Meta(gt=1, lt=5)] = 2
+    names: tuple[str, ...] = ()
+    pairs: dict[str, int] = {}
+    share: Annotated[float, msgspec.Meta(ge=0.5)] = 1.0
 
 
-UNKNOWN = [
-    ("sed=3", "'sed'", "'seed'", "algorithm, seed, rounds"),
-    ("uplnk.levels=3", "'uplnk'", "'uplink'", "uplink, downlink"),
-    ("uplink.level=3", "'uplink.level'", "'uplink.levels'", "compressor = 'quantize'", "levels, norm, bucket, memory"),
-    ("downlink.feedbck=0", "'downlink.feedbck'", "'downlink.feedback'", "levels, norm, bucket, feedback"),
-    ("data.test_frction=0", "'data.test_frction'", "'data.test_fraction'", "source = 'digits'", "source, standardise"),
-    ("partition.alhpa=1", "'partition.alhpa'", "'partition.alpha'", "scheme = 'dirichlet'", "scheme, clients, alpha"),
-    ("task.ll2=1", "'task.ll2'", "'task.l2'", "kind = 'softmax'", "kind, l2"),
-    ("participation.l=1", "'participation.l'", "scheme = 'k-of-n'", "scheme, k"),
-    ("local.step_s=1", "'local.step_s'", "'local.steps'", "[local]:", "steps, batch, step, send"),
-    ("server.stp=1", "'server.stp'", "'server.step'", "[server]:", "step, schedule"),
-    ("run.thread=1", "'run.thread'", "'run.threads'", "[run]:", "precision, device"),
-]
+class Outer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    kind: Literal["a", "b"] = "a"
+    inner: Inner = Inner()
 
 
-@pytest.mark.parametrize("parts", UNKNOWN, ids=lambda parts: parts[0])
-def test_unknown_keys_name_the_nearest(parts: tuple[str, ...], refused: Refused) -> None:
-    assignment, *expected = parts
-    with refused(ConfigError, "unknown key", *expected):
-        load(None, [assignment])
-
-
-KINDS = [
-    ("uplink.compressor=quantise", "uplink.compressor = 'quantise'", "'quantize'", "identity, quantize"),
-    ("downlink.compressor=5", "downlink.compressor = 5", "identity, quantize"),
-    ("uplink.compressor=[1]", "uplink.compressor = [1]", "identity, quantize"),
-    ("uplink.compressor.levels=2", "uplink.compressor = {'levels': 2}", "identity, quantize", "[uplink]"),
-    ("data.source=digit", "data.source = 'digit'", "'digits'", "breast-cancer, digits"),
-    ("partition.scheme=dirichlt", "partition.scheme = 'dirichlt'", "'dirichlet'", "clusters, dirichlet, iid"),
-    ("task.kind=svm", "task.kind = 'svm'", "cnn, least-squares, logistic, mlp, module, softmax"),
-    ("participation.scheme=kofn", "participation.scheme = 'kofn'", "'k-of-n'", "bernoulli, full, k-of-n"),
-]
-
-
-@pytest.mark.parametrize("parts", KINDS, ids=lambda parts: parts[0])
-def test_unknown_kinds_list_the_possible_ones(parts: tuple[str, ...], refused: Refused) -> None:
-    assignment, *expected = parts
-    with refused(ConfigError, *expected):
-        load(None, [assignment])
-
-
-MISSING = [
-    ("participation.scheme=bernoulli", "participation.p is missing", "scheme = 'bernoulli'", "probability"),
-    ("data.source=libsvm", "data.path is missing", "source = 'libsvm'"),
-    ("task.kind=module", "task.factory is missing", "kind = 'module'", "package.module:function"),
-    ("partition.scheme=iid", "partition.clients is missing", "scheme = 'iid'", "number of clients"),
-]
-
-
-@pytest.mark.parametrize("parts", MISSING, ids=lambda parts: parts[0])
-def test_missing_keys_say_what_they_mean(parts: tuple[str, ...], refused: Refused) -> None:
-    assignment, *expected = parts
-    with refused(ConfigError, *expected):
-        load(None, [assignment])
-
-
-WRONG = [
-    ("uplink=3", "uplink = 3", "expected a table [uplink]"),
-    ("server=true", "server = true", "expected a table [server]"),
-    ("seed=-1", "seed = -1", "from 0 to 9223372036854775807"),
-    ("seed=1.5", "seed = 1.5", "whole number"),
-    ("rounds=0", "rounds = 0", "from 1"),
-    ("rounds=4294967295", "rounds = 4294967295", "4294967294"),
-    ("uplink.levels=0", "uplink.levels = 0", "from 1 to 32767"),
-    ("uplink.levels=40000", "uplink.levels = 40000", "from 1 to 32767"),
-    ("uplink.levels=many", "uplink.levels = 'many'", "from 1 to 32767"),
-    ("uplink.norm=l3", "uplink.norm = 'l3'", "'l2'", "'linf'"),
-    ("uplink.rate=0", "uplink.rate = 0", "> 0", "<= 1", "auto"),
-    ("uplink.feedback=1.5", "uplink.feedback = 1.5", "from 0 to 1", "step"),
-    ("uplink.memory=1", "uplink.memory = 1", "true or false"),
-    ("uplink.initial=one", "uplink.initial = 'one'", "'gradient' or 'zero'"),
-    ("server.schedule=cosine", "server.schedule = 'cosine'", "constant", "inverse-sqrt"),
-    ("server.step=nan", "server.step = nan", "finite"),
-    ("participation.k=0", "participation.k = 0", ">= 1", "number of clients"),
-    ("partition.alpha=0", "partition.alpha = 0", "> 0"),
-    ("data.test_fraction=1", "data.test_fraction = 1", "< 1"),
-    ("run.precision=float16", "run.precision = 'float16'", "float32", "float64"),
-    ("run.device=1", "run.device = 1", "text"),
-    ("local.batch=-1", "local.batch = -1", ">= 0"),
-    ("uplink.levels=" + "9" * 400, "uplink.levels = 999", "..."),
-]
-
-
-@pytest.mark.parametrize("parts", WRONG, ids=lambda parts: parts[0][:40])
-def test_wrong_values_name_what_was_given_and_what_is_expected(parts: tuple[str, ...], refused: Refused) -> None:
-    assignment, *expected = parts
-    with refused(ConfigError, *expected):
-        load(None, [assignment])
-
-
-def test_an_item_of_a_list_is_named(refused: Refused) -> None:
-    with refused(ConfigError, "task.hidden[1] = 0", ">= 1"):
-        load(None, ["task.kind=mlp", "task.hidden=[3, 0]"])
-    with refused(ConfigError, "task.hidden = 3", "list"):
-        load(None, ["task.kind=mlp", "task.hidden=3"])
-
-
-ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    max_leaves=4,
-)
-PLACES = [(name, key) for name, keys in Experiment().table().items() if isinstance(keys, dict) for key in keys]
-
-
-@settings(max_examples=300, deadline=None)
-@given(place=st.sampled_from([*PLACES, ("seed", None), ("rounds", None), ("algorithm", None)]), value=ANYTHING)
-def test_any_value_anywhere_is_an_experiment_or_one_line(place: tuple[str, str | None], value: Any) -> None:
-    name, key = place
-    message = ""
+def told(table: dict[str, Any]) -> str:
     try:
-        experiment = from_table({name: value} if key is None else {name: {key: value}})
-    except ConfigError as error:
-        message = str(error)
-    if message:
-        assert "\n" not in message
-        assert name in message
-        assert len(message) < 400
-    else:
-        assert from_table(experiment.table()) == experiment
+        msgspec.convert(table, Outer)
+    except msgspec.ValidationError as error:
+        return unknown_value(str(error), table, Outer)
+    return "accepted"
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"kind": "c"}, "kind = 'c': expected 'a' or 'b'"),
+        ({"inner": {"size": 1}}, "inner.size = 1: expected a whole number > 1 and < 5"),
+        ({"inner": {"names": ["x", 3]}}, "inner.names[1] = 3: expected text"),
+        ({"inner": {"names": 3}}, "inner.names = 3: expected a list, each item text"),
+        ({"inner": {"pairs": 3}}, "inner.pairs = 3: expected another kind of value"),
+        ({"inner": {"share": False}}, "inner.share = false: expected a number >= 0.5"),
+        ({"inner": {"share": 0.5}}, "accepted"),
+    ],
+)
+def test_what_was_expected(table: dict[str, Any], message: str) -> None:
+    assert told(table) == message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), [1.0, float("nan")]])
+def test_numbers_are_finite(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"^inner\.share = .*: expected a finite number$"):
+        check_keys({"inner": {"share": value}}, Outer, {})
+
+
+@pytest.mark.parametrize("value", [MAX_WHOLE + 1, -MAX_WHOLE - 1, [3, 10**30]])
+def test_numbers_are_countable(value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"^inner\.size = .*: expected at most {MAX_WHOLE}$"):
+        check_keys({"inner": {"size": value}}, Outer, {})
+    check_keys({"inner": {"size": MAX_WHOLE}}, Outer, {})
+
+
+@given(st.one_of(st.text(), st.lists(st.integers()), st.dictionaries(st.text(), st.text()), st.dates(), st.booleans()))
+def test_a_shown_value_is_one_short_line(value: object) -> None:
+    assert len(shown(value)) <= SHOWN
+    assert len(shown(value).splitlines()) == 1
+
+
+def test_nothing_is_suggested_where_nothing_is_near() -> None:
+    assert nearest("zzz", ["levels", "norm"]) == ""
+
+
+@given(
+    st.permutations(["partition.scheme=shards", "partition.clients=7", "partition.per_client=3", "participation.k=2"])
+)
+def test_order_of_assignments_does_not_matter(assignments: list[str]) -> None:
+    """Also where one of them names the kind that the others are keys of."""
+    expected = Experiment.of(
+        partition={"scheme": "shards", "clients": 7, "per_client": 3}, participation={"k": 2}, run={"baseline": True}
+    )
+    assert load(None, assignments) == expected
+
+
+def test_the_last_of_equal_assignments_counts() -> None:
+    assert load(None, ["rounds=3", "uplink.levels=2", "uplink.levels=5", "rounds=4"]) == load(
+        None, ["rounds=4", "uplink.levels=5"]
+    )

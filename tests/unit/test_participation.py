@@ -6,6 +6,7 @@ of them together once in 10^6.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from itertools import combinations
 
@@ -16,6 +17,7 @@ from scipy.stats import binom, chi2
 
 from fedsim.errors import ConfigError
 from fedsim.participation import Bernoulli, Full, KofN, Participation
+from fedsim.randomness import Purpose, Stream
 
 FALSE_ALARM = 1e-7
 SCHEMES: list[Participation] = [Full(), Bernoulli(0.3), KofN(3)]
@@ -57,6 +59,12 @@ def test_probabilities() -> None:
 def test_bernoulli_at_the_edges() -> None:
     assert Bernoulli(1.0).sample(50, 1, 2).tolist() == list(range(50))
     assert Bernoulli(1e-300).sample(50, 1, 2).shape == (0,)
+
+
+def test_a_bernoulli_client_takes_part_when_its_coin_is_below_p() -> None:
+    coin = float(Stream(1, Purpose.PARTICIPATION, 2).uniform(torch.tensor([5]), 1, torch.float64))
+    assert 5 not in Bernoulli(coin).sample(6, 1, 2).tolist()
+    assert 5 in Bernoulli(math.nextafter(coin, 1)).sample(6, 1, 2).tolist()
 
 
 def test_a_bernoulli_client_is_drawn_alike_among_few_and_many() -> None:
