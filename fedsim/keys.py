@@ -46,8 +46,8 @@ def nearest(given: str, possible: Iterable[str]) -> str:
 def shown(value: object) -> str:
     """A value as a user would write it, on one line and not too long.
 
-    >>> shown(True), shown("4/L"), shown([0] * 100)[-6:]
-    ('true', "'4/L'", '0, ...')
+    >>> shown(True), shown("4/L"), shown("ab" * 100)[-7:]
+    ('true', "'4/L'", 'aba ...')
     """
     if isinstance(value, bool):
         return str(value).lower()

@@ -9,6 +9,8 @@ import msgspec
 
 from fedsim.simulation.setup import Setup
 
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
 
 def size(count: float) -> str:
     """Bytes with a decimal unit, three digits.
@@ -16,13 +18,11 @@ def size(count: float) -> str:
     >>> size(41_234), size(999), size(1.5e9), size(2e13)
     ('41.2 kB', '999 B', '1.50 GB', '20.0 TB')
     """
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB", "TB"):
-        count /= 1000
-        if count < 999.5:
-            break
-    return f"{count:.{2 if count < 9.995 else 1 if count < 99.95 else 0}f} {unit}"
+    power = 0
+    while count >= 999.5 and power < len(UNITS) - 1:
+        count, power = count / 1000, power + 1
+    digits = 0 if power == 0 or count >= 99.95 else 1 if count >= 9.995 else 2
+    return f"{count:.{digits}f} {UNITS[power]}"
 
 
 def headline(setup: Setup) -> str:

@@ -41,7 +41,7 @@ class Compressor(Protocol):
         ...
 
     def omega(self, d: int) -> float:
-        """Smallest known w with E||C(x) - x||^2 <= w ||x||^2 for every row of ``d`` coordinates."""
+        """A constant w with E||C(x) - x||^2 <= w ||x||^2 for every row of ``d`` coordinates; as in the papers."""
         ...
 
     def formula_bits(self, d: int) -> tuple[float, float]:

@@ -6,7 +6,9 @@
     s        levels    number of positive levels
     ||x||    norms     2-norm or infinity norm of the bucket, rounded UP to float32 so that every |x_j| / norm <= 1
 
-Unbiased: E C(x) = x, also with the rounded norm, because both ends use the same norm.
+Unbiased: E C(x) = x, also with the rounded norm, because both ends use the same norm; up to the resolution of u,
+which moves the mean by at most 2^-24 norm / s (2^-32 in float64). A norm below 1e-38 rounds up to a float32 denormal;
+then the variance may exceed omega ||x||^2.
 Variance: E||C(x) - x||^2 <= omega ||x||^2 with, for buckets of b coordinates,
     2-norm         omega = min(b / s^2, sqrt(b) / s)       Alistarh et al. 2017 (QSGD), Lemma 3.1
     infinity norm  omega = min(b / (4 s^2), (sqrt(b) - 1) / 2)  for s = 1, min(b / (4 s^2), sqrt(b) / s) for s > 1
@@ -87,7 +89,9 @@ class Quantize(msgspec.Struct, frozen=True, tag_field="compressor", tag="quantiz
         return min(b / (4 * s**2), (math.sqrt(b) - 1) / 2 if s == 1 else math.sqrt(b) / s)
 
     def formula_bits(self, d: int) -> tuple[float, float]:
-        """(bits of one message, bits shared by a round) as the published Artemis code counts them.
+        """(bits of one message, bits shared by a round) as the published Artemis code counts them, for the 2-norm.
+
+        It assumes that norm's sparsity: with the infinity norm a real message is longer than this.
 
         Per bucket 4.5 ln(2 (s^2 + b) / (s (s + sqrt b))) s (s + sqrt b), and one 32-bit norm for a whole round. QSGD's
         theorem 3.2 reads 3 + 1.5 log2(...) instead and one norm for each message; this is the figure of the published

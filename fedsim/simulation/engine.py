@@ -41,8 +41,15 @@ class Round:
 
 
 def play(setup: Setup, state: State) -> Round:
-    """Advance ``state`` by one round. Raises DivergedError when the model stops being finite."""
-    t, step = state.server.round, setup.step_of(state.server.round)
+    """Advance ``state`` by one round. Raises DivergedError, naming the round, when something stops being finite."""
+    t = state.server.round
+    try:
+        return _play(setup, state, t, setup.step_of(t))
+    except DivergedError as error:
+        raise DivergedError(f"round {t}: {error}") from None
+
+
+def _play(setup: Setup, state: State, t: int, step: float) -> Round:
     cohort = setup.cohort(t)
     lines, losses, received = deliver(setup, state, cohort), None, None
     if len(cohort.clients):
@@ -62,7 +69,7 @@ def play(setup: Setup, state: State) -> Round:
     noise = setup.stream(Purpose.DOWNLINK, t)
     state.server, update = artemis.absorb(setup.method, state.server, received, cohort, step, noise)
     if not bool(torch.isfinite(state.server.model).all()):
-        raise DivergedError(f"round {t}: the model is not finite with server.step = {step:.4g}; use a smaller step")
+        raise DivergedError(f"the model is not finite with server.step = {step:.4g}; use a smaller step")
     state.updates.add(len(coding.encode(update)[0]))
     return Round(t, len(cohort.clients), None if losses is None else float(losses.mean()), lines)
 

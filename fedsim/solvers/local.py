@@ -45,7 +45,7 @@ class Local(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         send: the "direction" (mean gradient along the way) or the "difference" of the models (as in FedAvg).
     """
 
-    steps: Annotated[int, msgspec.Meta(ge=1)] = 1
+    steps: Annotated[int, msgspec.Meta(ge=1, lt=2**24)] = 1
     batch: Annotated[int, msgspec.Meta(ge=0)] = 0
     step: float | str = "1/L"
     send: Literal["direction", "difference"] = "direction"
