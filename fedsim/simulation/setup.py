@@ -15,7 +15,8 @@ from fedsim.data import Federation, split
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.randomness import Purpose, Stream
-from fedsim.solvers.local import Plan
+from fedsim.solvers.local import Plan, check_plan
+from fedsim.solvers.order import order_named
 from fedsim.tasks import Task
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -76,7 +77,8 @@ def prepare(experiment: Experiment) -> Setup:
 
     step = step_size("server.step", server.step, smoothness)
     local = experiment.local
-    needs_local_step = local.steps > 1 or local.send == "difference"
+    check_plan(local, experiment.rate, experiment.direction, experiment.run.chunk)
+    needs_local_step = local.steps > 1 or local.epochs or local.send == "difference"
     local_step = step_size("local.step", local.step, smoothness) if needs_local_step else step
     for name, channel in (("uplink", experiment.uplink), ("downlink", experiment.downlink)):
         check_feedback(name, channel.compressor, channel.feedback, step, task.dim)
@@ -89,7 +91,9 @@ def prepare(experiment: Experiment) -> Setup:
         method=Method(experiment.uplink, experiment.downlink, server, task.dim),
         weights=weights.to(dtype),
         step=step,
-        plan=Plan(local, local_step, experiment.run.chunk),
+        plan=Plan(
+            local, local_step, experiment.run.chunk, order_named(local.order), experiment.rate, experiment.direction
+        ),
         run=experiment.identifier(),
     )
 

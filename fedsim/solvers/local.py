@@ -21,7 +21,7 @@ direction of an epoch of reshuffling is what Q-NASTYA and DIANA-NASTYA compress.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -31,12 +31,13 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError, DataError
 from fedsim.randomness import Stream
-from fedsim.solvers.batches import Batches, ordered, stacked
+from fedsim.solvers.batches import Batches, alone, stacked
 from fedsim.solvers.direction import Direction, Gradient, LocalDirection
 from fedsim.solvers.memory import Memory
 from fedsim.solvers.order import FRESH, Order
+from fedsim.solvers.passes import steps_of_a_pass, walk
 from fedsim.solvers.rate import Constant, Here, RateRule, Rule
-from fedsim.tasks.task import Task
+from fedsim.tasks.task import Batch, Task
 
 if TYPE_CHECKING:
     from fedsim.data import Federation
@@ -64,21 +65,24 @@ class Local(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     send: Literal["direction", "difference"] = "direction"
 
 
+CONSTANT, GRADIENT = Constant(), Gradient()
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A ``Local`` ready to run, with its order (None: fresh), step-size rule and direction. step: eta as a number.
 
-    chunk: clients computed at once. 1 is the sequential reference, in which a row has the same bits whatever the cohort;
-    more are padded and stacked, equal to it up to rounding, for constant steps along fresh gradients. Bits are
-    repeatable for each chunk and number of threads.
+    chunk: clients computed at once. 1 is the sequential reference, in which a row has the same bits whatever the
+    cohort; more are padded and stacked, equal to it up to rounding, for constant steps along fresh gradients. Bits
+    are repeatable for each chunk and number of threads.
     """
 
     local: Local
     step: float
     chunk: int = 1
     order: Order | None = None
-    rate: RateRule = Constant()
-    direction: LocalDirection = Gradient()
+    rate: RateRule = CONSTANT
+    direction: LocalDirection = GRADIENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +115,13 @@ class _Walk:
 def check_plan(local: Local, rate: RateRule, direction: LocalDirection, chunk: int) -> None:
     """Raise ConfigError for choices that contradict each other, with the way out."""
     if local.epochs and local.steps != 1:
-        raise ConfigError(f"local.epochs = {local.epochs} and local.steps = {local.steps}: a round has one length; drop one")
+        raise ConfigError(
+            f"local.epochs = {local.epochs} and local.steps = {local.steps}: a round has one length; drop one"
+        )
     if local.epochs and local.order == FRESH:
-        raise ConfigError("local.epochs needs an order with passes, but local.order = 'fresh'; use 'reshuffle' or local.steps")
+        raise ConfigError(
+            "local.epochs needs an order with passes, but local.order = 'fresh'; use 'reshuffle' or local.steps"
+        )
     plain = local.order == FRESH and isinstance(rate, Constant) and isinstance(direction, Gradient)
     if chunk > 1 and not plain:
         raise ConfigError(
@@ -145,7 +153,9 @@ def solve(
     walks = []
     for i, client in enumerate(clients.tolist()):
         # A copy: where a row begins in memory depends on the cohort, and a library may order its sums by that.
-        walks.append(_walk(task, federation, models[i : i + 1].clone(), client, plan, stream, known.get(client, Memory())))
+        walks.append(
+            _walk(task, federation, models[i : i + 1].clone(), client, plan, stream, known.get(client, Memory()))
+        )
     return Solution(
         direction=torch.cat([walk.sent for walk in walks]) if walks else torch.zeros_like(models),
         losses=torch.cat([walk.loss for walk in walks]) if walks else models.new_zeros(0),
@@ -160,12 +170,12 @@ def _walk(
 ) -> _Walk:
     """One client's round. model: float[1, d]."""
     local, rule, kind = plan.local, _rule(plan.rate), _direction(plan.direction)
-    batches, epoch_steps = ordered(federation, client, local.batch, plan.order, stream, model.dtype, memory.steps)
-    count = local.epochs * epoch_steps or local.steps
+    batch_of = _batches(federation, client, plan, stream, model.dtype, memory.steps)
+    count = local.epochs * steps_of_a_pass(int(federation.sizes[client]), local.batch) or local.steps
     rate, notes = memory.rate, kind.begin(memory.direction)
     total, lengths, first, loss, samples, gradients = None, 0.0, 0.0, None, 0, 0
     for h in range(count):
-        here = Here(task, model, batches(h))
+        here = Here(task, model, batch_of(h))
         eta, rate, cost = rule.step(memory.steps + h, plan.step, here, rate)
         step = kind.step(here, notes)
         notes = step.notes
@@ -181,7 +191,9 @@ def _walk(
     assert total is not None
     assert loss is not None
     sent = first * total if local.send == "difference" else total if count == 1 else total / lengths
-    return _Walk(sent, loss, samples, gradients, replace(memory, steps=memory.steps + count, rate=rate, direction=notes))
+    return _Walk(
+        sent, loss, samples, gradients, replace(memory, steps=memory.steps + count, rate=rate, direction=notes)
+    )
 
 
 def _stacked(
@@ -209,6 +221,17 @@ def _side_by_side(task: Task, models: Tensor, batches: Batches, plan: Plan, stre
         gradients, _ = task.gradients(models, batches(stream.at(stream.round, index=index)))
         total = total + gradients
     return (total / plan.local.steps if plan.local.send == "direction" else plan.step * total), first
+
+
+def _batches(
+    federation: Federation, client: int, plan: Plan, stream: Stream, dtype: torch.dtype, done: int
+) -> Callable[[int], Batch]:
+    """Number of a step within the round -> its batch. done: steps before this round."""
+    if plan.order is None:
+        fresh = alone(federation, torch.tensor([client]), plan.local.batch, dtype)
+        return lambda h: fresh(stream.at(stream.round, index=h))
+    ordered = walk(federation, client, plan.local.batch, plan.order, stream.seed, dtype)
+    return lambda h: ordered(done + h)
 
 
 def _rule(options: RateRule) -> Rule:

@@ -12,8 +12,8 @@
 A permutation is a function of (seed, client, pass), so nothing has to be stored for RR to stay RR over rounds, restarts
 and containers: only the number of steps a client has taken, which says in which pass it is and where.
 
-The last batch of a pass is short when b does not divide n. Every sample of a pass of m = ceil(n / b) steps counts m / n,
-so the mean over the steps of a pass is the mean over all samples, exactly.
+The last batch of a pass is short when b does not divide n. Every sample of a pass of m = ceil(n / b) steps counts
+m / n, so the mean over the steps of a pass is the mean over all samples, exactly.
 
 Sources: Mishchenko, Khaled, Richtárik, "Random Reshuffling: Simple Analysis with Vast Improvements", NeurIPS 2020 (RR,
 SO, IG); Yun, Rajput, Sra, "Minibatch vs Local SGD with Shuffling", ICLR 2022 (synchronised shuffling).
@@ -21,7 +21,6 @@ SO, IG); Yun, Rajput, Sra, "Minibatch vs Local SGD with Shuffling", ICLR 2022 (s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol, cast
 
 import torch
@@ -108,7 +107,3 @@ def _stream(seed: int, epoch: int) -> Stream:
 def _permutation(stream: Stream, client: int, n: int) -> Tensor:
     """Sort by random keys; equal keys keep the order of the file."""
     return torch.argsort(stream.words(torch.tensor([client]), n)[0], stable=True)
-
-
-Pass = Callable[[int], Tensor]
-"""Number of a pass -> the samples of it, in order."""

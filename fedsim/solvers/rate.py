@@ -8,8 +8,9 @@
 SALR, sharpness at iteration k on the batch B_k (Algorithm 2): n1 normalised descent steps and n2 normalised ascent
 steps of length gamma from the iterate,
 
-    theta_-  <-  theta_-  -  gamma g / ||g||     n1 times,          theta_+  <-  theta_+  +  gamma g / ||g||     n2 times,
-    S  =  max(0, f(theta_+) - f(theta_-)).
+    theta_-  <-  theta_-  -  gamma g / ||g||     n1 times
+    theta_+  <-  theta_+  +  gamma g / ||g||     n2 times
+    S = max(0, f(theta_+) - f(theta_-))
 
 g is the batch gradient ("batch"), or the mean of the normalised gradients of the samples ("sample", as Algorithm 2 is
 printed). On a linear f, S = (n1 + n2) gamma ||g||. Scaling f scales S and its median alike, so eta does not move. The
@@ -142,9 +143,7 @@ def _unit(task: Task, model: Tensor, batch: Batch, normalise: Literal["batch", "
     if normalise == "batch":
         return _normalised(task.gradients(model, batch)[0])
     count = batch.weights.shape[1]
-    single = Batch(
-        batch.features[0][:, None], batch.targets[0][:, None], torch.ones_like(batch.weights[0])[:, None]
-    )
+    single = Batch(batch.features[0][:, None], batch.targets[0][:, None], torch.ones_like(batch.weights[0])[:, None])
     units = _normalised(task.gradients(model.expand(count, -1), single)[0])
     return (batch.weights[0] / batch.weights[0].sum()) @ units[None]
 
