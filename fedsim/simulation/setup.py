@@ -11,10 +11,12 @@ from torch import Tensor
 from fedsim.algorithms.artemis import Cohort
 from fedsim.algorithms.method import Method, check, check_feedback
 from fedsim.algorithms.steps import scheduled, step_size
+from fedsim.algorithms.theory import Steps
 from fedsim.data import Federation, split
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.randomness import Purpose, Stream
+from fedsim.simulation.theory import theory_steps
 from fedsim.solvers.local import Plan, check_plan
 from fedsim.solvers.order import order_named
 from fedsim.tasks import Task
@@ -75,11 +77,15 @@ def prepare(experiment: Experiment) -> Setup:
         constants = [task.smoothness(federation.shard(i), server.smoothness) for i in range(federation.clients)]
         return sum(constants) / len(constants)
 
-    step = step_size("server.step", server.step, smoothness)
+    @cache
+    def theory() -> Steps:
+        return theory_steps(experiment, federation, task)
+
+    step = step_size("server.step", server.step, smoothness, lambda: theory().server)
     local = experiment.local
     check_plan(local, experiment.rate, experiment.direction, experiment.run.chunk)
     needs_local_step = local.steps > 1 or local.epochs or local.send == "difference"
-    local_step = step_size("local.step", local.step, smoothness) if needs_local_step else step
+    local_step = step_size("local.step", local.step, smoothness, lambda: theory().local) if needs_local_step else step
     for name, channel in (("uplink", experiment.uplink), ("downlink", experiment.downlink)):
         check_feedback(name, channel.compressor, channel.feedback, step, task.dim)
     sizes = federation.sizes.to(device=device, dtype=torch.float64)
