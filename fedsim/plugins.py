@@ -7,7 +7,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 from fedsim.errors import ConfigError
 from fedsim.keys import nearest
@@ -33,7 +33,7 @@ def named(key: str, name: str, known: Iterable[str], group: str) -> Callable[...
             ) from None
     if not callable(found):
         raise ConfigError(f"{key} = {name!r} is of type {type(found).__name__}, expected a function; name another")
-    return found
+    return cast(Callable[..., Any], found)
 
 
 def made(key: str, name: str, options: Mapping[str, Any], group: str, methods: Iterable[str]) -> Any:
@@ -45,6 +45,8 @@ def made(key: str, name: str, options: Mapping[str, Any], group: str, methods: I
     function = named(key, name, (), group)
     try:
         signature(function).bind(**options)
+    except ValueError:  # some built-in functions have no signature; the call itself decides
+        pass
     except TypeError as error:
         raise ConfigError(f"{key} = {name!r} does not take these options ({error}); see its signature") from None
     part = function(**options)

@@ -22,7 +22,7 @@ direction of an epoch of reshuffling is what Q-NASTYA and DIANA-NASTYA compress.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
@@ -32,11 +32,11 @@ from torch import Tensor
 from fedsim.errors import ConfigError, DataError
 from fedsim.randomness import Stream
 from fedsim.solvers.batches import Batches, alone, stacked
-from fedsim.solvers.direction import Direction, Gradient, LocalDirection
+from fedsim.solvers.direction import Gradient, LocalDirection, direction_of
 from fedsim.solvers.memory import Memory
 from fedsim.solvers.order import FRESH, Order
 from fedsim.solvers.passes import steps_of_a_pass, walk
-from fedsim.solvers.rate import Constant, Here, RateRule, Rule
+from fedsim.solvers.rate import Constant, Here, RateRule, rule_of
 from fedsim.tasks.task import Batch, Task
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class _Walk:
 
 
 def check_plan(local: Local, rate: RateRule, direction: LocalDirection, chunk: int) -> None:
-    """Raise ConfigError for choices that contradict each other, with the way out."""
+    """Raise ConfigError for choices that contradict each other, and for a user's own parts that cannot be made."""
     if local.epochs and local.steps != 1:
         raise ConfigError(
             f"local.epochs = {local.epochs} and local.steps = {local.steps}: a round has one length; drop one"
@@ -127,6 +127,7 @@ def check_plan(local: Local, rate: RateRule, direction: LocalDirection, chunk: i
         raise ConfigError(
             f"run.chunk = {chunk} stacks constant steps along gradients of fresh batches only; use run.chunk = 1"
         )
+    rule_of(rate), direction_of(direction)
 
 
 def solve(
@@ -169,11 +170,13 @@ def _walk(
     task: Task, federation: Federation, model: Tensor, client: int, plan: Plan, stream: Stream, memory: Memory
 ) -> _Walk:
     """One client's round. model: float[1, d]."""
-    local, rule, kind = plan.local, _rule(plan.rate), _direction(plan.direction)
+    local, rule, kind = plan.local, rule_of(plan.rate), direction_of(plan.direction)
     batch_of = _batches(federation, client, plan, stream, model.dtype, memory.steps)
     count = local.epochs * steps_of_a_pass(int(federation.sizes[client]), local.batch) or local.steps
     rate, notes = memory.rate, kind.begin(memory.direction)
-    total, lengths, first, loss, samples, gradients = None, 0.0, 0.0, None, 0, 0
+    # Steps are summed relative to the first that has a length; before it the model has not moved.
+    total, lengths, unit = torch.zeros_like(model), 0.0, 0.0
+    losses, samples, gradients = [], 0, 0
     for h in range(count):
         here = Here(task, model, batch_of(h))
         eta, rate, cost = rule.step(memory.steps + h, plan.step, here, rate)
@@ -181,19 +184,29 @@ def _walk(
         notes = step.notes
         samples += here.batch.weights.shape[1]
         gradients += cost + step.gradients
-        if total is None:
-            total, lengths, first, loss = step.row, 1.0, eta, step.loss
+        if h == 0:
+            losses.append(_mean_loss(here, step.loss))
+        if unit == 0:
+            total, lengths, unit = step.row, step.length, eta
         else:
-            share = eta / first if first else 0.0
-            total, lengths = total + (step.row if share == 1 else share * step.row), lengths + share
+            share = eta / unit
+            total, lengths = total + (step.row if share == 1 else share * step.row), lengths + share * step.length
         if h + 1 < count:
             model = model - eta * step.row
-    assert total is not None
-    assert loss is not None
-    sent = first * total if local.send == "difference" else total if count == 1 else total / lengths
-    return _Walk(
-        sent, loss, samples, gradients, replace(memory, steps=memory.steps + count, rate=rate, direction=notes)
-    )
+    sent = unit * total if local.send == "difference" else total if lengths == 1 else total / lengths
+    memory = Memory(memory.steps + count, rate, notes)
+    return _Walk(sent, losses[0], samples, gradients, memory)
+
+
+def _mean_loss(here: Here, loss: Tensor) -> Tensor:
+    """F on a batch whose weights, in a pass, need not sum to 1: loss = weight * (F - penalty) + penalty. float[1]."""
+    weight = float(here.batch.weights.sum())
+    if abs(weight - 1) < 1e-6:
+        return loss
+    batch = here.batch
+    nothing = Batch(batch.features[:, :1], batch.targets[:, :1], torch.zeros_like(batch.weights[:, :1]))
+    penalty = here.task.gradients(here.model, nothing)[1]
+    return (loss - penalty) / weight + penalty
 
 
 def _stacked(
@@ -232,14 +245,6 @@ def _batches(
         return lambda h: fresh(stream.at(stream.round, index=h))
     ordered = walk(federation, client, plan.local.batch, plan.order, stream.seed, dtype)
     return lambda h: ordered(done + h)
-
-
-def _rule(options: RateRule) -> Rule:
-    return options
-
-
-def _direction(options: LocalDirection) -> Direction:
-    return options
 
 
 def _check_sizes(clients: Tensor, sizes: Tensor) -> None:

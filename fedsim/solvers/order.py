@@ -82,20 +82,26 @@ def order_named(name: str) -> Order | None:
         return None
     if name in ORDERS:
         return ORDERS[name]
-    return cast(Order, named("local.order", name, (FRESH, *ORDERS), "fedsim.orders"))
+    return checked(cast(Order, named("local.order", name, (FRESH, *ORDERS), "fedsim.orders")), name)
 
 
 def checked(order: Order, place: str) -> Order:
     """``order`` with its answers checked: int64[n], each from 0 to n - 1. For orders that are not ours."""
 
     def walk(seed: int, client: int, n: int, epoch: int, clients: int) -> Tensor:
-        places = order(seed, client, n, epoch, clients)
-        if places.dtype != torch.int64 or places.shape != (n,) or not bool(((places >= 0) & (places < n)).all()):
-            raise ConfigError(
-                f"local.order = {place!r} returned {places.dtype}{list(places.shape)} for client {client}; "
-                f"expected torch.int64[{n}] with numbers from 0 to {n - 1}"
-            )
-        return places
+        places: object = order(seed, client, n, epoch, clients)
+        if not isinstance(places, Tensor):
+            found = type(places).__name__
+        elif places.dtype != torch.int64 or places.shape != (n,):
+            found = f"{places.dtype}{list(places.shape)}"
+        elif int(places.amin()) < 0 or int(places.amax()) >= n:
+            found = f"numbers from {int(places.amin())} to {int(places.amax())}"
+        else:
+            return places
+        raise ConfigError(
+            f"local.order = {place!r} returned {found} for client {client}; "
+            f"expected torch.int64[{n}] with numbers from 0 to {n - 1}"
+        )
 
     return walk
 

@@ -23,15 +23,18 @@ Sharpness-aware learning rate scheduler for improved generalization" (salr). Div
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Protocol, cast
 
 import msgspec
 import torch
 from torch import Tensor
 
-from fedsim.plugins import named
-from fedsim.solvers.memory import Notes
+from fedsim.errors import ConfigError
+from fedsim.keys import shown
+from fedsim.plugins import made
+from fedsim.solvers.memory import Notes, check_notes
 from fedsim.tasks.task import Batch, Task
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -39,17 +42,13 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Rule(Protocol):
-    """A step-size rule. ``stateful`` rules need run.chunk = 1."""
-
-    @property
-    def stateful(self) -> bool:
-        """Whether steps depend on anything but k."""
-        ...
+    """A step-size rule. It lives for one round of one client: what shall survive, it puts into its notes."""
 
     def step(self, k: int, base: float, here: Here, notes: Notes) -> tuple[float, Notes, int]:
         """Length of step k, the notes after it, and how many sample gradients it cost to find.
 
-        base: local.step; here: the client's task, model and batch at this step, for a rule that measures.
+        base: local.step; here: the client's task, model and batch at this step, for a rule that measures; notes: empty
+        at the client's first step, then what the last step left.
         """
         ...
 
@@ -64,8 +63,6 @@ class Here(msgspec.Struct, frozen=True):
 
 class Constant(msgspec.Struct, frozen=True, tag_field="rule", tag="constant", forbid_unknown_fields=True):
     """Every step is local.step long."""
-
-    stateful = False
 
     def step(self, k: int, base: float, here: Here, notes: Notes) -> tuple[float, Notes, int]:
         """``base``."""
@@ -84,7 +81,6 @@ class Harmonic(msgspec.Struct, frozen=True, tag_field="rule", tag="harmonic", fo
     mu: Annotated[float, msgspec.Meta(gt=0, description="the strong convexity constant")]
     factor: Positive = 1 / 3
     hold: Annotated[int, msgspec.Meta(ge=0)] = 0
-    stateful = False
 
     def step(self, k: int, base: float, here: Here, notes: Notes) -> tuple[float, Notes, int]:
         """The formula of this class."""
@@ -110,7 +106,6 @@ class Salr(msgspec.Struct, frozen=True, tag_field="rule", tag="salr", forbid_unk
     cap: Positive = 5.0
     floor: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     normalise: Literal["batch", "sample"] = "batch"
-    stateful = True
 
     def step(self, k: int, base: float, here: Here, notes: Notes) -> tuple[float, Notes, int]:
         """Measure every ``period`` steps, keep the last step size in between."""
@@ -128,12 +123,14 @@ class Salr(msgspec.Struct, frozen=True, tag_field="rule", tag="salr", forbid_unk
 
 def sharpness(here: Here, gamma: float, descent: int, ascent: int, normalise: Literal["batch", "sample"]) -> Tensor:
     """max(0, f(theta_+) - f(theta_-)) on the batch, a scalar tensor; see the top of this file."""
+    # In a pass the weights of a batch need not sum to 1, and a short last batch must not look flatter than the others.
+    batch = replace(here.batch, weights=here.batch.weights / here.batch.weights.sum())
 
     def walk(signed: float, steps: int) -> Tensor:
         model = here.model.clone()
         for _ in range(steps):
-            model = model + signed * _unit(here.task, model, here.batch, normalise)
-        return here.task.gradients(model, here.batch)[1][0]
+            model = model + signed * _unit(here.task, model, batch, normalise)
+        return here.task.gradients(model, batch)[1][0]
 
     return (walk(gamma, ascent) - walk(-gamma, descent)).clamp_min(0)
 
@@ -145,7 +142,7 @@ def _unit(task: Task, model: Tensor, batch: Batch, normalise: Literal["batch", "
     count = batch.weights.shape[1]
     single = Batch(batch.features[0][:, None], batch.targets[0][:, None], torch.ones_like(batch.weights[0])[:, None])
     units = _normalised(task.gradients(model.expand(count, -1), single)[0])
-    return (batch.weights[0] / batch.weights[0].sum()) @ units[None]
+    return batch.weights @ units
 
 
 def _normalised(rows: Tensor) -> Tensor:
@@ -157,25 +154,41 @@ class OwnRule(msgspec.Struct, frozen=True, tag_field="rule", tag="own", forbid_u
     """Your own rule.
 
     Args:
-        factory: "package.module:name" of a function that takes ``options`` as keywords and returns a Rule.
+        factory: "package.module:name" of a function that takes ``options`` as keywords and returns a Rule. It is called
+            for each client in each round.
         options: its keywords.
     """
 
     factory: Annotated[str, msgspec.Meta(description="'package.module:name' of a function that makes the rule")]
     options: dict[str, Any] = {}
 
-    @property
-    def stateful(self) -> bool:
-        """As the rule says."""
-        return self._rule().stateful
-
-    def step(self, k: int, base: float, here: Here, notes: Notes) -> tuple[float, Notes, int]:
-        """What the rule says."""
-        return self._rule().step(k, base, here, notes)
-
-    def _rule(self) -> Rule:
-        factory = cast(Callable[..., Rule], named("rate.factory", self.factory, (), "fedsim.rules"))
-        return factory(**self.options)
-
 
 RateRule = Constant | Harmonic | Salr | OwnRule
+
+
+def rule_of(options: RateRule) -> Rule:
+    """The rule of an experiment. Raises ConfigError where a user's own cannot be made."""
+    if not isinstance(options, OwnRule):
+        return options
+    rule = cast(Rule, made("rate.factory", options.factory, options.options, "fedsim.rules", ["step"]))
+    return _Checked(rule, options.factory)
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """A user's rule with its answers checked. place: where it comes from."""
+
+    rule: Rule
+    place: str
+
+    def step(self, k: int, base: float, here: Here, notes: Notes) -> tuple[float, Notes, int]:
+        """What the rule says. Raises ConfigError when that is no step."""
+        answer: object = self.rule.step(k, base, here, notes)
+        match answer:
+            case (int() | float() as eta, found, int(cost)) if 0 <= eta < math.inf and cost >= 0:
+                check_notes("rate.factory", self.place, found)
+                return float(eta), cast(Notes, found), cost
+        raise ConfigError(
+            f"rate.factory = {self.place!r} returned {shown(answer)} at step {k}; "
+            "expected (a finite step >= 0, notes, a number of gradients)"
+        )
