@@ -20,7 +20,9 @@ from fedsim.data import Digits, Dirichlet, Scheme, Source
 from fedsim.errors import ConfigError
 from fedsim.keys import check_keys, nearest, unknown_value
 from fedsim.participation import KofN, Participation
+from fedsim.solvers.direction import Gradient, LocalDirection
 from fedsim.solvers.local import Local
+from fedsim.solvers.rate import Constant, RateRule
 from fedsim.tasks import Softmax, TaskOptions
 
 Table = dict[str, Any]
@@ -29,6 +31,8 @@ TAGS = {
     "partition": "scheme",
     "task": "kind",
     "participation": "scheme",
+    "rate": "rule",
+    "direction": "kind",
     "uplink": "compressor",
     "downlink": "compressor",
 }
@@ -91,6 +95,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     task: TaskOptions = Softmax()
     participation: Participation = KofN(20)
     local: Local = Local()
+    rate: RateRule = Constant()
+    direction: LocalDirection = Gradient()
     uplink: Uplink = Uplink()
     downlink: Downlink = Downlink()
     server: ServerOptions = ServerOptions()

@@ -38,6 +38,7 @@ class Purpose(IntEnum):
     PARTITION = 6
     SPLIT = 7
     SYNTHETIC = 8
+    ORDER = 9
 
 
 def philox(

@@ -1,4 +1,4 @@
-"""Step sizes: a number, or a multiple of 1/L for tasks whose smoothness constant L can be computed."""
+"""Step sizes: a number, a multiple of 1/L where L can be computed, or a multiple of what a theorem admits."""
 
 from __future__ import annotations
 
@@ -9,33 +9,46 @@ from typing import Literal
 
 from fedsim.errors import ConfigError
 
+_THEORY = re.compile(r"(?:(?P<times>\d+(?:\.\d*)?|\.\d+)\s*\*\s*)?theory")
 _MULTIPLE = re.compile(r"(?P<top>\d+(?:\.\d*)?|\.\d+)\s*/\s*(?:L|\(\s*(?P<bottom>\d+(?:\.\d*)?|\.\d+)\s*\*?\s*L\s*\))")
 
 
-def step_size(key: str, value: float | str, smoothness: Callable[[], float]) -> float:
-    """The number behind ``value``: 0.1, "4/L" or "1/(2L)". Raises ConfigError naming ``key``.
+def step_size(key: str, value: float | str, smoothness: Callable[[], float], theory: Callable[[], float]) -> float:
+    """The number behind ``value``: 0.1, "4/L", "1/(2L)", "theory" or "8*theory". Raises ConfigError naming ``key``.
 
-    >>> step_size("server.step", "4/L", lambda: 8.0)
+    smoothness: L; theory: the largest step that a theorem admits; each is called only where it is needed.
+
+    >>> step_size("server.step", "4/L", lambda: 8.0, lambda: 0.0)
     0.5
-    >>> step_size("server.step", "1/(2L)", lambda: 8.0)
+    >>> step_size("server.step", "1/(2L)", lambda: 8.0, lambda: 0.0)
     0.0625
+    >>> step_size("server.step", "8*theory", lambda: 0.0, lambda: 0.01)
+    0.08
     """
     if isinstance(value, str):
-        match = _MULTIPLE.fullmatch(value.strip())
-        if match is None or not float(match["bottom"] or 1):
-            raise ConfigError(
-                f"{key} = {value!r}: expected a number such as 0.1, or a multiple of 1/L such as '4/L' or '1/(2L)'"
-            )
-        try:
-            constant = smoothness()
-        except ConfigError as error:
-            raise ConfigError(f"{key} = {value!r}: {error}") from None
-        if not constant:
-            raise ConfigError(f"{key} = {value!r}: L is 0, because every feature is 0; give a number, for example 0.1")
-        value = float(match["top"]) / (float(match["bottom"] or 1) * constant)
+        value = _resolved(key, value.strip(), smoothness, theory)
     if not (math.isfinite(value) and value > 0):
         raise ConfigError(f"{key} = {value!r}: expected a step size > 0")
     return float(value)
+
+
+def _resolved(key: str, text: str, smoothness: Callable[[], float], theory: Callable[[], float]) -> float:
+    ruled, multiple = _THEORY.fullmatch(text), _MULTIPLE.fullmatch(text)
+    if ruled is None and (multiple is None or not float(multiple["bottom"] or 1)):
+        raise ConfigError(
+            f"{key} = {text!r}: expected a number such as 0.1, a multiple of 1/L such as '4/L' or '1/(2L)', "
+            "or a multiple of the largest step with a theorem such as 'theory' or '8*theory'"
+        )
+    try:
+        if ruled is not None:
+            return float(ruled["times"] or 1) * theory()
+        constant = smoothness()
+    except ConfigError as error:
+        raise ConfigError(f"{key} = {text!r}: {error}") from None
+    if not constant:
+        raise ConfigError(f"{key} = {text!r}: L is 0, because every feature is 0; give a number, for example 0.1")
+    assert multiple is not None
+    return float(multiple["top"]) / (float(multiple["bottom"] or 1) * constant)
 
 
 def scheduled(step: float, schedule: Literal["constant", "inverse-sqrt"], round: int) -> float:

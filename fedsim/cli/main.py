@@ -10,11 +10,20 @@ from typing import Annotated
 import click
 import typer
 
-from fedsim.cli import cost, data, doctor, messages, recipes, resume, run
+from fedsim.cli import cost, data, doctor, messages, recipes, resume, run, theory
 from fedsim.errors import FedsimError, StoppedError
 
 app = typer.Typer(name="fedsim", add_completion=False, pretty_exceptions_enable=False)
-for command in (run.run, resume.resume, cost.cost, recipes.recipes, data.data, messages.messages, doctor.doctor):
+for command in (
+    run.run,
+    resume.resume,
+    cost.cost,
+    recipes.recipes,
+    data.data,
+    messages.messages,
+    theory.theory,
+    doctor.doctor,
+):
     app.command()(command)
 
 

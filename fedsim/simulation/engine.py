@@ -60,12 +60,14 @@ def _play(setup: Setup, state: State, t: int, step: float) -> Round:
             cohort.clients,
             setup.plan,
             setup.stream(Purpose.BATCH, t),
+            state.store.solvers,
         )
         losses = solution.losses
         if t == 0 and setup.experiment.uplink.initial == "gradient":
             lines.append(send_memories(setup, state, cohort, solution.direction))
         received, sent = send_uploads(setup, state, cohort, solution.direction)
         lines.append(sent)
+        state.store.solvers |= zip(cohort.clients.tolist(), solution.memories, strict=True)
     noise = setup.stream(Purpose.DOWNLINK, t)
     state.server, update = artemis.absorb(setup.method, state.server, received, cohort, step, noise)
     if not bool(torch.isfinite(state.server.model).all()):

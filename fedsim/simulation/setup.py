@@ -11,11 +11,14 @@ from torch import Tensor
 from fedsim.algorithms.artemis import Cohort
 from fedsim.algorithms.method import Method, check, check_feedback
 from fedsim.algorithms.steps import scheduled, step_size
+from fedsim.algorithms.theory import Steps
 from fedsim.data import Federation, split
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.randomness import Purpose, Stream
-from fedsim.solvers.local import Plan
+from fedsim.simulation.theory import theory_steps
+from fedsim.solvers.local import Plan, check_plan
+from fedsim.solvers.order import order_named
 from fedsim.tasks import Task
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -74,10 +77,15 @@ def prepare(experiment: Experiment) -> Setup:
         constants = [task.smoothness(federation.shard(i), server.smoothness) for i in range(federation.clients)]
         return sum(constants) / len(constants)
 
-    step = step_size("server.step", server.step, smoothness)
+    @cache
+    def theory() -> Steps:
+        return theory_steps(experiment, federation, task)
+
+    step = step_size("server.step", server.step, smoothness, lambda: theory().server)
     local = experiment.local
-    needs_local_step = local.steps > 1 or local.send == "difference"
-    local_step = step_size("local.step", local.step, smoothness) if needs_local_step else step
+    check_plan(local, experiment.rate, experiment.direction, experiment.run.chunk)
+    needs_local_step = local.steps > 1 or local.epochs or local.send == "difference"
+    local_step = step_size("local.step", local.step, smoothness, lambda: theory().local) if needs_local_step else step
     for name, channel in (("uplink", experiment.uplink), ("downlink", experiment.downlink)):
         check_feedback(name, channel.compressor, channel.feedback, step, task.dim)
     sizes = federation.sizes.to(device=device, dtype=torch.float64)
@@ -89,7 +97,9 @@ def prepare(experiment: Experiment) -> Setup:
         method=Method(experiment.uplink, experiment.downlink, server, task.dim),
         weights=weights.to(dtype),
         step=step,
-        plan=Plan(local, local_step, experiment.run.chunk),
+        plan=Plan(
+            local, local_step, experiment.run.chunk, order_named(local.order), experiment.rate, experiment.direction
+        ),
         run=experiment.identifier(),
     )
 

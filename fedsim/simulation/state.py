@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedsim.algorithms.artemis import Clients, Server, begin
 from fedsim.simulation.setup import Setup
+from fedsim.solvers.memory import Memory
 from fedsim.wire.frame import varint_bytes
 from fedsim.wire.link import End
 
@@ -23,6 +24,7 @@ class ClientStore:
 
     memory, error: float[N, d] or None; seen: int64[N], the round whose model a client holds (NEVER before its first
     contact); epochs: int64[N]; digests: uint8[N, 8]. Both ends of a link are equal between rounds, so one is stored.
+    solvers: what a client's local solver remembers, by client number; absent before its first round.
     """
 
     memory: Tensor | None
@@ -30,6 +32,7 @@ class ClientStore:
     seen: NDArray[np.int64]
     epochs: NDArray[np.int64]
     digests: NDArray[np.uint8]
+    solvers: dict[int, Memory]
 
     def take(self, clients: Tensor) -> Clients:
         """The rows of a cohort."""
@@ -102,6 +105,7 @@ def initial_state(setup: Setup) -> State:
         seen=np.full(n, NEVER, dtype=np.int64),
         epochs=np.zeros(n, dtype=np.int64),
         digests=np.zeros((n, 8), dtype=np.uint8),
+        solvers={},
     )
     return State(begin(setup.method, model, n), store, Updates([0], [0]))
 
@@ -117,7 +121,7 @@ def to_tensors(state: State) -> dict[str, Tensor]:
     for name, row in _rows(state).items():
         if row is not None:
             tensors[name] = row
-    return tensors
+    return tensors | _memory_tensors(state.store.solvers)
 
 
 def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
@@ -140,6 +144,7 @@ def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
         seen=tensors["seen"].numpy(),
         epochs=tensors["epochs"].numpy(),
         digests=tensors["digests"].numpy(),
+        solvers=_memories(tensors),
     )
     return State(server, store, Updates(*tensors["updates"].tolist()))
 
@@ -154,4 +159,28 @@ def _rows(state: State) -> dict[str, Tensor | None]:
         "server.average": server.average,
         "clients.memory": store.memory,
         "clients.error": store.error,
+    }
+
+
+def _memory_tensors(solvers: dict[int, Memory]) -> dict[str, Tensor]:
+    """Steps of all clients as one tensor; a rule's or direction's notes as solver.CLIENT.rate.NAME."""
+    tensors = {
+        f"solver.{client}.{part}.{name}": note
+        for client, memory in solvers.items()
+        for part, notes in (("rate", memory.rate), ("direction", memory.direction))
+        for name, note in notes.items()
+    }
+    steps = [[client, memory.steps] for client, memory in sorted(solvers.items())]
+    return tensors | {"solver.steps": torch.tensor(steps, dtype=torch.int64).reshape(-1, 2)}
+
+
+def _memories(tensors: dict[str, Tensor]) -> dict[int, Memory]:
+    notes: dict[tuple[int, str], dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        match key.split(".", 3):
+            case ["solver", client, part, name]:
+                notes.setdefault((int(client), part), {})[name] = tensor
+    return {
+        client: Memory(steps, notes.get((client, "rate"), {}), notes.get((client, "direction"), {}))
+        for client, steps in tensors["solver.steps"].tolist()
     }

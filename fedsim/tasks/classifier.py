@@ -34,6 +34,9 @@ PORTION = 1024
 Make = Callable[[], nn.Module]
 
 
+NOT_CONVEX = "a step such as '4/L' or 'theory' needs a convex task, and a network has no L; give a number such as 0.1"
+
+
 @dataclass(frozen=True, slots=True)
 class Classifier:
     """Made by ``classifier``. make: a fresh module on the CPU. skeleton: one whose parameters hold no numbers."""
@@ -87,9 +90,15 @@ class Classifier:
 
     def smoothness(self, examples: Examples, norm: Norm) -> float:
         """Raises ConfigError: a network's gradient has no Lipschitz constant."""
-        raise ConfigError(
-            "a step such as '4/L' needs a convex task, and a network has no L; give a number, for example step = 0.1"
-        )
+        raise ConfigError(NOT_CONVEX)
+
+    def sample_smoothness(self, examples: Examples) -> float:
+        """Raises ConfigError, like ``smoothness``."""
+        raise ConfigError(NOT_CONVEX)
+
+    def convexity(self, examples: Examples) -> float:
+        """Raises ConfigError, like ``smoothness``."""
+        raise ConfigError(NOT_CONVEX)
 
 
 def classifier(

@@ -127,6 +127,18 @@ class Linear:
         gram = gram_norm(examples.features.flatten(1), norm)
         return self.loss_of_score.curvature * gram / examples.features.shape[0] + self.l2
 
+    def sample_smoothness(self, examples: Examples) -> float:
+        """Largest L of one sample: curvature ||x||^2 + l2."""
+        return self.loss_of_score.curvature * _largest_square(examples.features) + self.l2
+
+    def convexity(self, examples: Examples) -> float:
+        """mu of F: l2, and for least squares 2 lambda_min(X'X) / n more."""
+        if self.loss_of_score is Logits:
+            return self.l2
+        features = examples.features.flatten(1).to(torch.float64)
+        smallest = float(torch.linalg.eigvalsh(features.T @ features)[0].clamp_min(0))
+        return 2 * smallest / examples.features.shape[0] + self.l2
+
     def hessian(self, model: Tensor, examples: Examples) -> Tensor:
         """Second derivative of F at one model, float[d, d]."""
         features = examples.features.flatten(1)
@@ -183,6 +195,14 @@ class SoftmaxRegression:
     def smoothness(self, examples: Examples, norm: Norm) -> float:
         """L of grad F: the table at the top of this file."""
         return gram_norm(_with_ones(examples.features.flatten(1)), norm) / (2 * examples.features.shape[0]) + self.l2
+
+    def sample_smoothness(self, examples: Examples) -> float:
+        """Largest L of one sample: (||x||^2 + 1) / 2 + l2."""
+        return (_largest_square(examples.features) + 1) / 2 + self.l2
+
+    def convexity(self, examples: Examples) -> float:
+        """mu of F: l2."""
+        return self.l2
 
     def hessian(self, model: Tensor, examples: Examples) -> Tensor:
         """Second derivative of F at one model, float[d, d]."""
@@ -269,6 +289,11 @@ def gram_norm(features: Tensor, norm: Norm) -> float:
             wide = features[start : start + PORTION].to(torch.float64)
             gram += wide.T @ wide
     return float(torch.linalg.matrix_norm(gram)) if norm == "frobenius" else float(torch.linalg.eigvalsh(gram)[-1])
+
+
+def _largest_square(features: Tensor) -> float:
+    """Largest ||x||^2 over float[n, *shape]."""
+    return float(features.flatten(1).square().sum(dim=1, dtype=torch.float64).amax())
 
 
 def _means(total: Tensor, examples: Examples, penalty: float, classes: bool) -> dict[str, float]:

@@ -56,6 +56,14 @@ class Task(Protocol):
         """A Lipschitz constant L of grad F over these examples. Raises ConfigError for a task that is not convex."""
         ...
 
+    def sample_smoothness(self, examples: Examples) -> float:
+        """A Lipschitz constant that the gradient of every single sample has. Raises ConfigError like ``smoothness``."""
+        ...
+
+    def convexity(self, examples: Examples) -> float:
+        """A strong convexity constant mu of F over these examples. Raises ConfigError like ``smoothness``."""
+        ...
+
 
 def full_batch(features: Tensor, targets: Tensor, dtype: torch.dtype) -> Batch:
     """All n_i samples of one client as a batch of one row: views, nothing is copied."""

@@ -1,0 +1,48 @@
+"""``fedsim theory``: constants, admissible steps, predicted rate and floor of an experiment."""
+
+from __future__ import annotations
+
+from fedsim.cli.options import Assignments, ExperimentFile
+
+
+def theory(experiment: ExperimentFile = None, assignments: Assignments = None) -> None:
+    """Say which theorem covers an experiment, the steps it admits and what it promises; or why none does."""
+    from fedsim.algorithms.theory import admissible, uncovered
+    from fedsim.experiment import load
+    from fedsim.simulation.setup import prepare
+    from fedsim.simulation.theory import noise, problem, promised, setting
+
+    setup = prepare(load(experiment, assignments or ()))
+    parsed, federation, task = setup.experiment, setup.federation, setup.task
+    constants = problem(parsed, federation, task)
+    found = noise(parsed, federation, task)
+    for name, value in (
+        ("L_max, of one sample", constants.sample_smoothness),
+        ("mu", constants.convexity),
+        ("clients M", constants.clients),
+        ("mini-batches of an epoch n", constants.batches),
+        ("omega up", constants.up),
+        ("omega down", constants.down),
+        ("memory rate alpha", setup.method.alpha),
+        ("zeta^2, clients at the optimum", found.client),
+        ("sigma^2, mini-batches at the optimum", found.batch),
+        ("F at the optimum", found.value),
+    ):
+        print(f"{name:38} {value:.6g}")
+    reasons = uncovered(setting(parsed, federation, task), parsed.uplink, constants.down, parsed.server)
+    print(f"{'step of the server, in use':38} {setup.step:.6g}")
+    print(f"{'step of a client, in use':38} {setup.plan.step:.6g}")
+    if reasons:
+        print("no theorem covers this experiment: " + "; ".join(reasons))
+        return
+    steps = admissible(constants, parsed.uplink.memory, setup.method.alpha)
+    print(f"covered by {steps.theorem}")
+    print(f"{'  server step at most':38} {steps.server:.6g}   in use: {setup.step / steps.server:.4g} times")
+    if constants.batches > 1:
+        print(f"{'  client step at most':38} {steps.local:.6g}   in use: {setup.plan.step / steps.local:.4g} times")
+    if steps.alpha:
+        print(f"{'  memory rate at most':38} {steps.alpha:.6g}   in use: {setup.method.alpha / steps.alpha:.4g} times")
+    said = promised(parsed, federation, task, setup.step, setup.plan.step)
+    inside = setup.step <= steps.server and (constants.batches == 1 or setup.plan.step <= steps.local)
+    print(f"{'  rate, a round':38} {said.rate:.6g}" + ("" if inside else "   (not promised: the steps are larger)"))
+    print(f"{'  floor of the squared distance':38} {said.floor:.6g}")

@@ -1,0 +1,116 @@
+"""The theory of one experiment: its constants from its data, and what the theorems say about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.theory import Problem, Promise, Setting, Steps, admissible, promise, uncovered
+from fedsim.data import Federation
+from fedsim.errors import ConfigError
+from fedsim.experiment import Experiment
+from fedsim.solvers.direction import Gradient
+from fedsim.solvers.order import FRESH
+from fedsim.solvers.passes import steps_of_a_pass
+from fedsim.solvers.rate import Constant
+from fedsim.tasks import Task, optimum
+from fedsim.tasks.task import Batch, full_batch
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Heterogeneity at the optimum. client: zeta^2; batch: sigma^2 of batches of the size in use; value: F(x*)."""
+
+    client: float
+    batch: float
+    value: float
+    optimum: Tensor
+
+
+def setting(experiment: Experiment, federation: Federation, task: Task) -> Setting:
+    """What decides which theorem covers an experiment."""
+    local, sizes = experiment.local, federation.sizes
+    full_gradient = local.epochs == 0 and local.steps == 1 and (local.batch == 0 or local.batch >= int(sizes.max()))
+    return Setting(
+        convex=convexity(federation, task) > 0,
+        full_participation=experiment.participation.probability(federation.clients) == 1,
+        equal_batches=full_gradient or len({steps_of_a_pass(n, local.batch) for n in sizes.tolist()}) == 1,
+        equal_weights=experiment.server.weights == "uniform" or bool((sizes == sizes[0]).all()),
+        constant_steps=isinstance(experiment.rate, Constant) and experiment.server.schedule == "constant",
+        plain_gradient=isinstance(experiment.direction, Gradient),
+        epoch_of_reshuffling=full_gradient or (local.epochs == 1 and local.order == "reshuffle"),
+        sends_direction=local.send == "direction",
+    )
+
+
+def convexity(federation: Federation, task: Task) -> float:
+    """mu of the objective: the smallest of the clients', 0 for a task that is not convex."""
+    try:
+        return min(task.convexity(federation.shard(i)) for i in range(federation.clients))
+    except ConfigError:
+        return 0.0
+
+
+def problem(experiment: Experiment, federation: Federation, task: Task) -> Problem:
+    """The constants of an experiment. Raises ConfigError for a task that is not convex."""
+    local = experiment.local
+    batches = steps_of_a_pass(int(federation.sizes.max()), local.batch) if local.order != FRESH else 1
+    return Problem(
+        sample_smoothness=task.sample_smoothness(federation.all()),
+        convexity=convexity(federation, task),
+        clients=federation.clients,
+        batches=batches,
+        up=experiment.uplink.compressor.omega(task.dim),
+        down=experiment.downlink.compressor.omega(task.dim),
+    )
+
+
+def theory_steps(experiment: Experiment, federation: Federation, task: Task) -> Steps:
+    """The largest steps that a theorem admits for this experiment. Raises ConfigError with the reasons if none does."""
+    constants = problem(experiment, federation, task)
+    reasons = uncovered(setting(experiment, federation, task), experiment.uplink, constants.down, experiment.server)
+    if reasons:
+        raise ConfigError(
+            f"'theory': no theorem covers this experiment: {'; '.join(reasons)}; give the step as a number or as 'c/L'"
+        )
+    return admissible(constants, experiment.uplink.memory, experiment.uplink.alpha(task.dim))
+
+
+def noise(experiment: Experiment, federation: Federation, task: Task) -> Noise:
+    """zeta^2 and sigma^2 at the optimum of the mean over clients (all clients count alike).
+
+    sigma^2 of batches of b out of n samples without replacement: the samples' variance times (n - b) / (b (n - 1)).
+    """
+    point, value = optimum(task, federation.all())
+    model = point.to(federation.features.dtype)[None]
+    client_noise, batch_noise = 0.0, 0.0
+    for i in range(federation.clients):
+        shard = federation.shard(i)
+        mean, _ = task.gradients(model, full_batch(shard.features, shard.targets, model.dtype))
+        client_noise += float(mean.square().sum()) / federation.clients
+        n = len(shard)
+        b = min(experiment.local.batch, n) or n
+        if n > 1 and b < n:
+            variance = _sample_variance(task, model, shard.features, shard.targets, mean)
+            batch_noise += variance * (n - b) / (b * (n - 1)) / federation.clients
+    return Noise(client_noise, batch_noise, value, point)
+
+
+def promised(experiment: Experiment, federation: Federation, task: Task, server: float, local: float) -> Promise:
+    """Rate and neighbourhood of an experiment at its own steps."""
+    found = noise(experiment, federation, task)
+    constants = problem(experiment, federation, task)
+    return promise(constants, experiment.uplink.memory, server, local, found.client, found.batch)
+
+
+def _sample_variance(task: Task, model: Tensor, features: Tensor, targets: Tensor, mean: Tensor) -> float:
+    """Mean over samples of ||grad f_j - mean||^2."""
+    total = 0.0
+    for start in range(0, len(features), 1024):
+        some, labels = features[start : start + 1024], targets[start : start + 1024]
+        ones = torch.ones((len(some), 1), dtype=model.dtype, device=model.device)
+        rows, _ = task.gradients(model.expand(len(some), -1), Batch(some[:, None], labels[:, None], ones))
+        total += float((rows - mean).square().sum())
+    return total / len(features)
