@@ -72,13 +72,15 @@ def test_help_and_version_do_not_wait_for_torch() -> None:
         f"finally: print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
     )
     for argument, expected in (("--help", "Usage: fedsim"), ("--version", "fedsim 0.1.0"), ("", "Usage: fedsim")):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        argv = [sys.executable, "-c", code, *argument.split()]
-        done = subprocess.run(argv, capture_output=True, text=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert expected in done.stdout
-        assert done.stderr == "[]\n"
-        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+        argv, seconds = [sys.executable, "-c", code, *argument.split()], []
+        while not seconds or (min(seconds) >= 0.5 and len(seconds) < 3):  # a busy machine slows the processor too
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            done = subprocess.run(argv, capture_output=True, text=True, check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+            assert expected in done.stdout
+            assert done.stderr == "[]\n"
+        assert min(seconds) < 0.5
 
 
 def test_help_names_every_command(cli: Cli) -> None:
