@@ -1,6 +1,7 @@
 """Print what fedsim measures beside what is published: ``python -m tests.replication [PART ...]``, from the repository.
 
-Parts: a9a-p1, a9a-pp, a9a-stochastic (these need a9a: --libsvm), synthetic; all of them when none is named.
+Parts: a9a-p1, a9a-pp, a9a-stochastic (these need a9a: --libsvm), synthetic, rr (w8a where there is one); all of them
+when none is named.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.replication import figures, rr
 from tests.replication.experiments import write_plane
-from tests.replication.figures import BANDS, PARTS, Cell
+from tests.replication.figures import BANDS, Cell
 from tests.replication.measure import Measurement, mean_tail, measure_all
 
 LIBSVM = Path(__file__).resolve().parents[3] / "shared" / "data" / "libsvm"
+PARTS = figures.PARTS | {"rr": rr.cells}
 HEADER = f"{'':44s}{'published':>16s} {'measured':>9s}  {'each seed':26s}{'bits':>9s} {'drift':>8s}  {'seconds':s}"
 
 
@@ -36,7 +39,9 @@ def main() -> int:
     for part in options.parts or PARTS:
         with TemporaryDirectory() as scratch:
             write_plane(Path(scratch))
-            cells = PARTS[part](Path(scratch) if part == "synthetic" else options.libsvm)
+            if part == "rr":
+                rr.write_files(Path(scratch), options.libsvm)
+            cells = PARTS[part](Path(scratch) if part in ("synthetic", "rr") else options.libsvm)
             cells = [cell for cell in cells if cell.row.startswith(options.rows)]
             missed += table(sorted(cells, key=lambda cell: cell.row), options.seeds, options.processes)
     return 1 if missed else 0

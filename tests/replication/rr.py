@@ -10,8 +10,12 @@ A federation of one client that sends the difference of the models after one epo
     L = L0 + lambda,   L_max = max ||x_j||^2 / 4 + lambda
 
 Figures: F - F* at the ends of the last five epochs, measured once by an implementation in numpy that shares no code
-with this one. Source of the protocol: Mishchenko, Khaled, Richtárik, "Random Reshuffling: Simple Analysis with Vast
-Improvements", NeurIPS 2020, section 5.
+with this one: the geometric mean over eight seeds (w8a: sgd and so over three), which vary by a factor 2 in either
+direction and more for rr on w8a (3.1e-9 to 3.2e-10). As here, and unlike the paper's code, the last batch of a pass is
+short. Its other choice, to fill it from the start of the permutation, gives shuffle-once another objective.
+
+Source of the protocol: Mishchenko, Khaled, Richtárik, "Random Reshuffling: Simple Analysis with Vast Improvements",
+NeurIPS 2020, section 5.
 """
 
 from __future__ import annotations
@@ -80,26 +84,29 @@ def breast_cancer() -> Data:
 
 
 def digits(folder: Path) -> Data:
-    """1797 images, digit >= 5 or not, with a bias: d = 65."""
-    return LibSVM(path=str(folder / DIGITS), standardise=False)
+    """1797 images, digit >= 5 or not, standardised, with a bias: d = 65."""
+    return LibSVM(path=str(folder / DIGITS))
 
 
 def w8a(folder: Path, name: str) -> Data:
-    """49749 rows as published, without a bias: d = 300."""
+    """49749 rows as published, without a bias: d = 300. kappa = 224 whatever d, but IG's figures are met only so."""
     return LibSVM(path=str(folder / name), standardise=False, bias=False)
 
 
-DIGITS, W8A, SORTED = "digits.txt", "w8a.gz", "w8a.sorted.txt"
+DIGITS, DIGITS_SORTED, W8A, W8A_SORTED = "digits.txt", "digits.sorted.txt", "w8a.gz", "w8a.sorted.txt"
 
 
 def write_files(folder: Path, libsvm: Path | None) -> None:
-    """Write the digits as LibSVM text; where there is w8a, also w8a and w8a sorted by label."""
+    """Write the digits as LibSVM text, and sorted by label; the same with w8a where there is one."""
     pixels, digit = load_digits(return_X_y=True)
-    dump_svmlight_file(pixels / 16, np.where(digit >= 5, 1, -1), str(folder / DIGITS), zero_based=False)
+    labels = np.where(digit >= 5, 1, -1)
+    by_label = np.argsort(labels, kind="stable")
+    dump_svmlight_file(pixels, labels, str(folder / DIGITS), zero_based=False)
+    dump_svmlight_file(pixels[by_label], labels[by_label], str(folder / DIGITS_SORTED), zero_based=False)
     if libsvm is not None and (libsvm / W8A).is_file():
         shutil.copy(libsvm / W8A, folder / W8A)
         lines = gzip.decompress((folder / W8A).read_bytes()).decode().splitlines(keepends=True)
-        (folder / SORTED).write_text("".join(sorted(lines, key=lambda line: float(line.split(maxsplit=1)[0]))))
+        (folder / W8A_SORTED).write_text("".join(sorted(lines, key=lambda line: float(line.split(maxsplit=1)[0]))))
 
 
 def protocol(data: Data, order: str, batch: int, epochs: int, step: float | None = None) -> Experiment:
@@ -135,34 +142,35 @@ def protocol(data: Data, order: str, batch: int, epochs: int, step: float | None
 
 
 TABLE: dict[tuple[str, int, int], dict[str, float]] = {
-    ("breast cancer", 8, 100): {"sgd": 6.8e-5, "rr": 1.7e-7, "so": 9.1e-7, "ig": 4.0e-7},
-    ("breast cancer", 8, 250): {"sgd": 1.8e-5, "rr": 1.0e-8, "so": 2.9e-7, "ig": 6.9e-7},
-    ("digits", 32, 250): {"sgd": 2.2e-5, "rr": 7.5e-7, "so": 4.7e-6, "ig": 6.7e-6},
-    ("digits", 128, 250): {"sgd": 2.3e-5, "rr": 8.2e-7, "so": 1.6e-6, "ig": 5.4e-6},
-    ("w8a", 512, 250): {"sgd": 3.1e-6, "rr": 3.1e-9, "so": 3.0e-8, "ig": 8.7e-6},
+    ("breast cancer", 8, 100): {"sgd": 4.5e-5, "rr": 1.3e-7, "so": 1.4e-6, "ig": 4.15e-6},
+    ("breast cancer", 8, 250): {"sgd": 1.25e-5, "rr": 1.04e-8, "so": 2.15e-7, "ig": 6.47e-7},
+    ("digits", 32, 250): {"sgd": 1.1e-4, "rr": 4.0e-7, "so": 5.0e-6, "ig": 7.53e-6},
+    ("digits", 128, 250): {"sgd": 1.1e-4, "rr": 4.0e-7, "so": 5.0e-6, "ig": 6.97e-6},
+    ("w8a", 512, 250): {"sgd": 3.1e-6, "rr": 7.5e-10, "so": 3.0e-8, "ig": 8.7e-6},
     ("w8a by label", 512, 250): {"ig": 1.5e-5},
 }
-"""F - F* of each order: (data, batch, epochs)."""
+"""F - F* of each order: (data, batch, epochs). ig draws nothing, so it has to agree in two digits."""
 
 
 def cells(folder: Path) -> Iterable[Cell]:
     """The rows of TABLE whose data is there; ``folder`` holds what ``write_files`` writes."""
     sources = {"breast cancer": breast_cancer(), "digits": digits(folder)}
     if (folder / W8A).exists():
-        sources |= {"w8a": w8a(folder, W8A), "w8a by label": w8a(folder, SORTED)}
+        sources |= {"w8a": w8a(folder, W8A), "w8a by label": w8a(folder, W8A_SORTED)}
     for (name, batch, epochs), figures in TABLE.items():
         if name not in sources:
             continue
         for order, figure in figures.items():
-            factor = 2 if name.startswith("w8a") and order in ("sgd", "ig") else 3
+            level = round(math.log10(figure), 2)
+            tolerance = 0.01 if order == "ig" else math.log10(2 if (name, order) == ("w8a", "sgd") else 3)
             yield Cell(
                 "rr",
                 f"{name}, {batch}, {epochs}",
                 order,
                 protocol(sources[name], order, batch, epochs),
-                math.log10(figure),
-                math.log10(figure),
-                math.log10(factor),
+                level,
+                level,
+                round(tolerance, 2),
                 seeds=SEEDS if order != "ig" else SEEDS[:1],
                 tail=LAST / epochs,
             )
