@@ -4,6 +4,7 @@
     gradient   g = grad f(w)
     momentum   v <- beta v + g;   d = v          v survives the round ("client") or starts at zero in each ("round")
     sam        grad f(w + rho g / ||g||)
+    whitened   g whitened by the moments of each layer's inputs: ``fedsim.solvers.whitening``
 
 Sources: Polyak 1964 (momentum); Foret, Kleiner, Mobahi, Neyshabur, "Sharpness-aware minimization", ICLR 2021 (sam).
 """
@@ -11,36 +12,16 @@ Sources: Polyak 1964 (momentum); Foret, Kleiner, Mobahi, Neyshabur, "Sharpness-a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Protocol, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 import torch
-from torch import Tensor
 
 from fedsim.plugins import named
 from fedsim.solvers.memory import Notes
 from fedsim.solvers.rate import Here
-
-
-class Step(msgspec.Struct, frozen=True):
-    """row: d_k, float[1, d]; loss: f(w), float[1]; notes: after the step; gradients: sample gradients it cost."""
-
-    row: Tensor
-    loss: Tensor
-    notes: Notes
-    gradients: int
-
-
-class Direction(Protocol):
-    """A direction. ``stateful`` or costly ones need run.chunk = 1; only the gradient is stacked."""
-
-    def begin(self, notes: Notes) -> Notes:
-        """The notes with which a round begins."""
-        ...
-
-    def step(self, here: Here, notes: Notes) -> Step:
-        """d_k from where the client is."""
-        ...
+from fedsim.solvers.step import Direction, Step, samples
+from fedsim.solvers.whitening import Whitened
 
 
 class Gradient(msgspec.Struct, frozen=True, tag_field="kind", tag="gradient", forbid_unknown_fields=True):
@@ -120,9 +101,4 @@ class OwnDirection(msgspec.Struct, frozen=True, tag_field="kind", tag="own", for
         return factory(**self.options)
 
 
-def samples(here: Here) -> int:
-    """Samples of the batch whose gradient counts."""
-    return here.batch.weights.shape[1]
-
-
-LocalDirection = Gradient | Momentum | Sam | OwnDirection
+LocalDirection = Gradient | Momentum | Sam | Whitened | OwnDirection

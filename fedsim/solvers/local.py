@@ -32,11 +32,12 @@ from torch import Tensor
 from fedsim.errors import ConfigError, DataError
 from fedsim.randomness import Stream
 from fedsim.solvers.batches import Batches, alone, stacked
-from fedsim.solvers.direction import Direction, Gradient, LocalDirection
+from fedsim.solvers.direction import Gradient, LocalDirection
 from fedsim.solvers.memory import Memory
 from fedsim.solvers.order import FRESH, Order
 from fedsim.solvers.passes import steps_of_a_pass, walk
 from fedsim.solvers.rate import Constant, Here, RateRule, Rule
+from fedsim.solvers.step import Direction
 from fedsim.tasks.task import Batch, Task
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Plan:
     chunk: int = 1
     order: Order | None = None
     rate: RateRule = CONSTANT
-    direction: LocalDirection = GRADIENT
+    direction: Direction = GRADIENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,7 @@ def _walk(
     task: Task, federation: Federation, model: Tensor, client: int, plan: Plan, stream: Stream, memory: Memory
 ) -> _Walk:
     """One client's round. model: float[1, d]."""
-    local, rule, kind = plan.local, _rule(plan.rate), _direction(plan.direction)
+    local, rule, kind = plan.local, _rule(plan.rate), plan.direction
     batch_of = _batches(federation, client, plan, stream, model.dtype, memory.steps)
     count = local.epochs * steps_of_a_pass(int(federation.sizes[client]), local.batch) or local.steps
     rate, notes = memory.rate, kind.begin(memory.direction)
@@ -187,7 +188,7 @@ def _walk(
             share = eta / first if first else 0.0
             total, lengths = total + (step.row if share == 1 else share * step.row), lengths + share
         if h + 1 < count:
-            model = model - eta * step.row
+            model = model - eta * (step.row if step.move is None else step.move)
     assert total is not None
     assert loss is not None
     sent = first * total if local.send == "difference" else total if count == 1 else total / lengths
@@ -235,10 +236,6 @@ def _batches(
 
 
 def _rule(options: RateRule) -> Rule:
-    return options
-
-
-def _direction(options: LocalDirection) -> Direction:
     return options
 
 
