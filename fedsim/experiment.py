@@ -16,6 +16,7 @@ import tomli_w
 
 from fedsim.algorithms.method import Downlink, ServerOptions, Uplink
 from fedsim.algorithms.recipes import RECIPES
+from fedsim.algorithms.whitening import Off, Whitening
 from fedsim.data import Digits, Dirichlet, Scheme, Source
 from fedsim.errors import ConfigError
 from fedsim.keys import check_keys, nearest, unknown_value
@@ -33,6 +34,7 @@ TAGS = {
     "participation": "scheme",
     "rate": "rule",
     "direction": "kind",
+    "whitening": "mode",
     "uplink": "compressor",
     "downlink": "compressor",
 }
@@ -97,6 +99,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     local: Local = Local()
     rate: RateRule = Constant()
     direction: LocalDirection = Gradient()
+    whitening: Whitening = Off()
     uplink: Uplink = Uplink()
     downlink: Downlink = Downlink()
     server: ServerOptions = ServerOptions()

@@ -30,12 +30,13 @@ class Direction(Enum):
 
 
 class Entry(Enum):
-    """What a frame carries: the whole MODEL, some UPDATES, an UPLOAD, or a whole MEMORY."""
+    """What a frame carries: the whole MODEL, some UPDATES, an UPLOAD, a whole MEMORY, or the MOMENTS of whitening."""
 
     MODEL = "model"
     UPDATES = "updates"
     UPLOAD = "upload"
     MEMORY = "memory"
+    MOMENTS = "moments"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,10 @@ One round, for the sampled clients S:
     PP2      ghat = h + sum_S (v_i / p) D_i;                        h += alpha sum_S v_i D_i
     server   Omega = C_dwn(ghat + c e);   e = (ghat + c e) - Omega;   w_{k+1} = w_k - gamma Omega
 
+With ``method.space`` (whitening) the compressors see other coordinates and the estimate is preconditioned before the
+downlink; memories stay gradients and updates stay changes of the model, so that a change of coordinates needs no
+message and no map of what is remembered.
+
 The PP2 update keeps h = sum_i v_i h_i exactly. The published code divides it by p as well, which makes the effective
 step gamma / p; ``paper_compat`` reproduces that.
 
@@ -103,10 +107,10 @@ def upload(
     difference = directions if clients.memory is None else directions - clients.memory
     if clients.error is not None:
         difference = difference + feedback_coefficient(method.uplink.feedback, step) * clients.error
-    payload = method.uplink.compressor.compress(difference, noise, ids)
+    payload = method.up.compress(difference, noise, ids)
     if clients.memory is None and clients.error is None:
         return payload, clients
-    sent = method.uplink.compressor.decompress(payload, directions.dtype)
+    sent = method.up.decompress(payload, directions.dtype)
     return payload, Clients(
         memory=None if clients.memory is None else clients.memory + method.alpha * sent,
         error=None if clients.error is None else difference - sent,
@@ -125,7 +129,7 @@ def absorb(
     if uploads is None:
         received = server.model.new_zeros((0, server.model.shape[0]))
     else:
-        received = method.uplink.compressor.decompress(uploads, dtype).to(device)
+        received = method.up.decompress(uploads, dtype).to(device)
     shares = _shares(method, cohort)
     memory, memories = server.memory, server.memories
     estimate = received
@@ -154,13 +158,12 @@ def _shares(method: Method, cohort: Cohort) -> Tensor:
 
 
 def _step(method: Method, server: Server, estimate: Tensor, step: float, noise: Stream) -> tuple[Server, Payload]:
-    """Compress the estimate and move."""
+    """Compress the step along the estimate and move."""
+    estimate = method.step(estimate)
     if server.error is not None:
         estimate = estimate + feedback_coefficient(method.downlink.feedback, step) * server.error
-    payload = method.downlink.compressor.compress(
-        estimate[None, :], noise, torch.tensor([SERVER], device=estimate.device)
-    )
-    update = method.downlink.compressor.decompress(payload, estimate.dtype)[0]
+    payload = method.down.compress(estimate[None, :], noise, torch.tensor([SERVER], device=estimate.device))
+    update = method.down.decompress(payload, estimate.dtype)[0]
     model, count = apply(server.model, update, step), server.round + 1
     return (
         replace(

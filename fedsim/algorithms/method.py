@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
+import torch
+from torch import Tensor
 
-from fedsim.compression import Compressor, Identity, Quantize
+from fedsim.compression import Compressor, Identity, Layout, Payload, Quantize
 from fedsim.errors import ConfigError
+from fedsim.randomness import Stream
 
 AnyCompressor = Identity | Quantize
 Feedback = Annotated[float, msgspec.Meta(ge=0, le=1)] | Literal["step"]
@@ -75,13 +80,76 @@ class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     paper_compat: bool = False
 
 
+RowMap = Callable[[Tensor], Tensor]
+"""float[n, d] -> float[n, d]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Coordinates other than the model's own, in which a method works.
+
+    step: the estimate of the gradient -> the step along it, in the model's coordinates. uplink: gradients -> what the
+    uplink compresses, and back; downlink: steps -> what the downlink compresses, and back; None: as they are.
+    """
+
+    step: RowMap
+    uplink: tuple[RowMap, RowMap] | None = None
+    downlink: tuple[RowMap, RowMap] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """A compressor that works in other coordinates: the variance constant holds there."""
+
+    compressor: Compressor
+    into: RowMap
+    back: RowMap
+
+    def layout(self, d: int) -> Layout:
+        """As the compressor's."""
+        return self.compressor.layout(d)
+
+    def compress(self, rows: Tensor, noise: Stream, clients: Tensor) -> Payload:
+        """float[n, d] -> payload of the mapped rows."""
+        return self.compressor.compress(self.into(rows), noise, clients)
+
+    def decompress(self, payload: Payload, dtype: torch.dtype) -> Tensor:
+        """Payload -> dtype[n, d], mapped back."""
+        return self.back(self.compressor.decompress(payload, dtype))
+
+    def omega(self, d: int) -> float:
+        """As the compressor's."""
+        return self.compressor.omega(d)
+
+    def formula_bits(self, d: int) -> tuple[float, float]:
+        """As the compressor's."""
+        return self.compressor.formula_bits(d)
+
+
 class Method(msgspec.Struct, frozen=True):
-    """A complete bidirectional method for rows of ``d`` coordinates."""
+    """A complete bidirectional method for rows of ``d`` coordinates. space: where it works; None: the model's own."""
 
     uplink: Uplink
     downlink: Downlink
     server: ServerOptions
     d: int
+    space: Space | None = None
+
+    @property
+    def up(self) -> Compressor:
+        """What a direction goes through, gradient to gradient."""
+        maps = None if self.space is None else self.space.uplink
+        return self.uplink.compressor if maps is None else Within(self.uplink.compressor, *maps)
+
+    @property
+    def down(self) -> Compressor:
+        """What an update goes through, step to step."""
+        maps = None if self.space is None else self.space.downlink
+        return self.downlink.compressor if maps is None else Within(self.downlink.compressor, *maps)
+
+    def step(self, estimate: Tensor) -> Tensor:
+        """Estimate of the gradient, float[d] -> the step along it."""
+        return estimate if self.space is None else self.space.step(estimate[None])[0]
 
     @property
     def alpha(self) -> float:

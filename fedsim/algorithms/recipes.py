@@ -13,9 +13,6 @@ LOCAL_AVERAGING = {
     "local": {"steps": 10, "send": "difference", "step": 0.1},
     "server": {"step": 1.0, "normalise": "present"},
 }
-EPOCH = {"epochs": 1, "order": "reshuffle", "batch": 32}
-THEORY = {"server": {"step": "theory"}}
-NASTYA = "Sadiev et al., NeurIPS 2024, arXiv 2206.07021"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,40 +79,5 @@ RECIPES: dict[str, Recipe] = {
         "ten local steps, quantized model differences",
         "Reisizadeh et al., AISTATS 2020",
         {"uplink": QUANTIZED, "downlink": PLAIN, **LOCAL_AVERAGING},
-    ),
-    "fed-rr": Recipe(
-        "an epoch of random reshuffling, model differences, no compression",
-        "Mishchenko, Khaled, Richtárik, ICML 2022, arXiv 2102.06704",
-        {
-            "uplink": PLAIN,
-            "downlink": PLAIN,
-            "local": EPOCH | {"send": "difference", "step": 0.1},
-            "server": {"step": 1.0, "normalise": "present"},
-        },
-    ),
-    "q-nastya": Recipe(
-        "an epoch of random reshuffling, its direction quantized",
-        NASTYA,
-        {"uplink": QUANTIZED, "downlink": PLAIN, "local": EPOCH | {"step": "theory"}, **THEORY},
-    ),
-    "diana-nastya": Recipe(
-        "an epoch of random reshuffling, its direction quantized, memories",
-        NASTYA,
-        {"uplink": QUANTIZED | MEMORY, "downlink": PLAIN, "local": EPOCH | {"step": "theory"}, **THEORY},
-    ),
-    "artemis-rr": Recipe(
-        "artemis on the direction of an epoch of random reshuffling",
-        "",
-        {"uplink": QUANTIZED | MEMORY, "downlink": QUANTIZED, "local": EPOCH | {"step": "1/L"}},
-    ),
-    "artemis-salr": Recipe(
-        "artemis on the direction of an epoch of random reshuffling with sharpness-aware steps",
-        "",
-        {
-            "uplink": QUANTIZED | MEMORY,
-            "downlink": QUANTIZED,
-            "local": EPOCH | {"step": "1/L"},
-            "rate": {"rule": "salr"},
-        },
     ),
 }

@@ -2,6 +2,7 @@
 
 cohort      who takes part
 catch up    each client receives the updates it missed, or the whole model where that is shorter
+whiten      where features are whitened together and it is time: moments up, pooled moments down
 solve       each client computes its direction from the model
 upload      compress, encode, frame; the server decodes what arrived
 absorb      memories, average, compressed update, step
@@ -18,16 +19,19 @@ from torch import Tensor
 
 from fedsim.algorithms import artemis
 from fedsim.algorithms.artemis import Clients, Cohort
+from fedsim.algorithms.method import Method
+from fedsim.algorithms.whitening import Mixing
 from fedsim.compression import Identity, Payload
 from fedsim.errors import DivergedError
 from fedsim.ledger import Direction, Entry, Lines
 from fedsim.randomness import Purpose
+from fedsim.simulation import whitening
+from fedsim.simulation.exchange import exchange, uplink_lines
 from fedsim.simulation.setup import Setup
 from fedsim.simulation.state import NEVER, State
 from fedsim.solvers.local import solve
 from fedsim.wire import coding
-from fedsim.wire.frame import HEADER_BYTES, Frame, Kind, decode_frame, encode_frame
-from fedsim.wire.link import End, Reception, Sender, receive
+from fedsim.wire.frame import HEADER_BYTES, Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +56,31 @@ def play(setup: Setup, state: State) -> Round:
 def _play(setup: Setup, state: State, t: int, step: float) -> Round:
     cohort = setup.cohort(t)
     lines, losses, received = deliver(setup, state, cohort), None, None
+    if whitening.due(setup, state, cohort):
+        lines += whitening.refresh(setup, state, cohort)
+    method = whitening.method_of(setup, state)
     if len(cohort.clients):
         solution = solve(
             setup.task,
             setup.federation,
             state.server.model.expand(len(cohort.clients), -1),
             cohort.clients,
-            setup.plan,
+            whitening.plan_of(setup, state),
             setup.stream(Purpose.BATCH, t),
             state.store.solvers,
         )
-        losses = solution.losses
+        losses, directions = solution.losses, solution.direction
+        if isinstance(setup.experiment.whitening, Mixing):
+            directions, sent = whitening.mix(setup, state, cohort, solution)
+            method = whitening.method_of(setup, state)
+            lines.append(sent)
         if t == 0 and setup.experiment.uplink.initial == "gradient":
-            lines.append(send_memories(setup, state, cohort, solution.direction))
-        received, sent = send_uploads(setup, state, cohort, solution.direction)
+            lines.append(send_memories(setup, state, cohort, directions))
+        received, sent = send_uploads(setup, state, cohort, directions, method)
         lines.append(sent)
         state.store.solvers |= zip(cohort.clients.tolist(), solution.memories, strict=True)
     noise = setup.stream(Purpose.DOWNLINK, t)
-    state.server, update = artemis.absorb(setup.method, state.server, received, cohort, step, noise)
+    state.server, update = artemis.absorb(method, state.server, received, cohort, step, noise)
     if not bool(torch.isfinite(state.server.model).all()):
         raise DivergedError(f"the model is not finite with server.step = {step:.4g}; use a smaller step")
     state.updates.add(len(coding.encode(update)[0]))
@@ -87,7 +98,12 @@ def deliver(setup: Setup, state: State, cohort: Cohort) -> list[Lines]:
     missed = np.where(seen == NEVER, 0, t - seen)
     payload, framed = state.updates.since(np.maximum(seen, 0))
     whole = state.server.model.numel() * state.server.model.element_size()
-    replays = (seen != NEVER) & (framed <= whole)
+    due = whitening.due(setup, state, cohort)
+    lacking, each = whitening.catch_up(setup, state, clients)
+    # To replay takes all moments that a client lacks; a whole model takes the newest, unless new ones follow at once.
+    newest = np.zeros_like(lacking) if due else np.minimum(lacking, 1)
+    replays = (seen != NEVER) & (framed + lacking * each <= whole + newest * each)
+    moments = np.where(replays, lacking, newest)
     update_bits, shared_bits = setup.method.downlink.compressor.formula_bits(setup.task.dim)
     state.store.seen[clients] = t
     models, updates = clients[~replays].tolist(), clients[replays].tolist()
@@ -112,6 +128,7 @@ def deliver(setup: Setup, state: State, cohort: Cohort) -> list[Lines]:
             payload_bits=(8 * payload[replays]).tolist(),
             frame_bytes=(HEADER_BYTES + framed[replays]).tolist(),
         ),
+        whitening.late_lines(setup, state, clients.tolist(), moments.tolist()),
     ]
 
 
@@ -125,52 +142,16 @@ def send_memories(setup: Setup, state: State, cohort: Cohort, directions: Tensor
     return uplink_lines(0, Entry.MEMORY, cohort, frames, 32.0 * setup.task.dim)
 
 
-def send_uploads(setup: Setup, state: State, cohort: Cohort, directions: Tensor) -> tuple[Payload, Lines]:
-    """The cohort's compressed directions, as the server decoded them."""
+def send_uploads(
+    setup: Setup, state: State, cohort: Cohort, directions: Tensor, method: Method
+) -> tuple[Payload, Lines]:
+    """The cohort's compressed directions, as the server decoded them. method: in the coordinates of the round."""
     t = state.server.round
     noise = setup.stream(Purpose.UPLINK, t)
     rows = state.store.take(cohort.clients)
-    payload, rows = artemis.upload(setup.method, rows, directions, cohort.clients, setup.step_of(t), noise)
+    payload, rows = artemis.upload(method, rows, directions, cohort.clients, setup.step_of(t), noise)
     received, frames = exchange(setup, state, cohort, payload, Kind.UPLOAD)
     state.store.put(cohort.clients, rows)
     message_bits, shared_bits = setup.method.uplink.compressor.formula_bits(setup.task.dim)
     formula = message_bits + shared_bits / len(cohort.clients)
     return received, uplink_lines(t, Entry.UPLOAD, cohort, frames, formula)
-
-
-def exchange(
-    setup: Setup, state: State, cohort: Cohort, payload: Payload, kind: Kind
-) -> tuple[Payload, list[tuple[int, int]]]:
-    """Send one message a client and receive them: rows -> frames -> bytes -> frames -> rows.
-
-    Returns what the server decoded and (body bytes, frame bytes) of each frame. The links of both ends advance.
-    """
-    bodies, frames = [], []
-    limit = coding.longest(payload.layout)
-    for client, message in zip(cohort.clients.tolist(), coding.encode(payload), strict=True):
-        server_end = state.store.end(client)
-        sender = Sender(server_end, None).send(message, None)
-        sent = encode_frame(
-            Frame(kind, setup.run, state.server.round, client, sender.end.epoch, sender.end.digest, message)
-        )
-        frame = decode_frame(sent, limit)
-        if receive(server_end, End(frame.epoch, frame.digest)) is not Reception.ACCEPT:
-            raise AssertionError(f"client {client} and the server have parted in one process")
-        state.store.set_end(client, sender.settle(server_end.after(frame.body)).end)
-        bodies.append(frame.body)
-        frames.append((len(frame.body), len(sent)))
-    return coding.decode(bodies, payload.layout), frames
-
-
-def uplink_lines(round: int, kind: Entry, cohort: Cohort, frames: list[tuple[int, int]], formula: float) -> Lines:
-    """The ledger's lines for one upload a client. frames: (body bytes, frame bytes); formula: bits of each."""
-    return Lines(
-        round=round,
-        direction=Direction.UP,
-        kind=kind,
-        clients=cohort.clients.tolist(),
-        messages=[1] * len(frames),
-        formula_bits=[formula] * len(frames),
-        payload_bits=[8 * body for body, _ in frames],
-        frame_bytes=[frame for _, frame in frames],
-    )

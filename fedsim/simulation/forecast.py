@@ -10,7 +10,9 @@ from fedsim.compression import Compressor
 from fedsim.experiment import Experiment
 from fedsim.ledger import Cost, Direction, Entry, Ledger
 from fedsim.randomness import Purpose, Stream
-from fedsim.simulation.engine import deliver, uplink_lines
+from fedsim.simulation import whitening
+from fedsim.simulation.engine import deliver
+from fedsim.simulation.exchange import uplink_lines
 from fedsim.simulation.setup import prepare
 from fedsim.simulation.state import initial_state
 from fedsim.wire import coding
@@ -43,7 +45,7 @@ def forecast(experiment: Experiment) -> Forecast:
         state.server = replace(state.server, round=t)
         cohort = setup.cohort(t)
         n = len(cohort.clients)
-        for lines in deliver(setup, state, cohort):
+        for lines in [*deliver(setup, state, cohort), *whitening.expected(setup, state, cohort)]:
             ledger.add(lines)
         if t == 0 and experiment.uplink.initial == "gradient":
             ledger.add(

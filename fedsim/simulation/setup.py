@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fedsim.algorithms import whitening
 from fedsim.algorithms.artemis import Cohort
 from fedsim.algorithms.method import Method, check, check_feedback
 from fedsim.algorithms.steps import scheduled, step_size
@@ -18,15 +19,20 @@ from fedsim.experiment import Experiment
 from fedsim.randomness import Purpose, Stream
 from fedsim.simulation.theory import theory_steps
 from fedsim.solvers.local import Plan, check_plan
+from fedsim.solvers.metric import Metric
 from fedsim.solvers.order import order_named
 from fedsim.tasks import Task
+from fedsim.tasks.layer import Layer
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A prepared experiment. weights: float[N], v_i; step: gamma_0; plan: of the local solver; run: its 8-byte name."""
+    """A prepared experiment.
+
+    weights: float[N], v_i; step: gamma_0; plan: of the local solver; run: its 8-byte name; whitened: layers that are.
+    """
 
     experiment: Experiment
     federation: Federation
@@ -36,6 +42,7 @@ class Setup:
     step: float
     plan: Plan
     run: bytes
+    whitened: tuple[Layer, ...] = ()
 
     @property
     def clients(self) -> int:
@@ -68,6 +75,10 @@ def prepare(experiment: Experiment) -> Setup:
     shape = tuple(federation.features.shape[1:])
     task = experiment.task.build(shape, federation.classes, dtype, device)
     participation, server = experiment.participation, experiment.server
+    whitened = whitening.layers_of(experiment.whitening, experiment.direction, task.layers)
+    whitening.check(
+        experiment.whitening, experiment.direction, experiment.local, experiment.run.chunk, experiment.server.step
+    )
     participation.sample(federation.clients, experiment.seed, 0)
     check(experiment.uplink, experiment.downlink, server, participation.probability(federation.clients))
 
@@ -101,7 +112,13 @@ def prepare(experiment: Experiment) -> Setup:
             local, local_step, experiment.run.chunk, order_named(local.order), experiment.rate, experiment.direction
         ),
         run=experiment.identifier(),
+        whitened=whitened,
     )
+
+
+def metric_of(setup: Setup, row: Tensor) -> Metric:
+    """The maps of packed moments, float[k]."""
+    return whitening.metric_of(setup.experiment.whitening, setup.experiment.direction, row, setup.whitened)
 
 
 def _device(name: str) -> torch.device:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.algorithms.artemis import Clients, Server, begin
-from fedsim.simulation.setup import Setup
+from fedsim.simulation.setup import Setup, metric_of
 from fedsim.solvers.memory import Memory
+from fedsim.solvers.metric import Metric
 from fedsim.wire.frame import varint_bytes
 from fedsim.wire.link import End
 
@@ -24,7 +25,8 @@ class ClientStore:
 
     memory, error: float[N, d] or None; seen: int64[N], the round whose model a client holds (NEVER before its first
     contact); epochs: int64[N]; digests: uint8[N, 8]. Both ends of a link are equal between rounds, so one is stored.
-    solvers: what a client's local solver remembers, by client number; absent before its first round.
+    solvers: what a client's local solver remembers, by client number; absent before its first round. held: int64[N],
+    number of the newest pooled moments that a client holds (0: none).
     """
 
     memory: Tensor | None
@@ -33,6 +35,7 @@ class ClientStore:
     epochs: NDArray[np.int64]
     digests: NDArray[np.uint8]
     solvers: dict[int, Memory]
+    held: NDArray[np.int64]
 
     def take(self, clients: Tensor) -> Clients:
         """The rows of a cohort."""
@@ -80,13 +83,27 @@ class Updates:
         return payload, framed
 
 
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """Moments of all clients. row: float[k], packed; made: the round; count: how many times; metric: their maps."""
+
+    row: Tensor
+    made: int
+    count: int
+    metric: Metric
+
+
 @dataclass
 class State:
-    """server: the central state. store: the clients' rows and links. updates: what catching up costs."""
+    """server: the central state. store: the clients' rows and links. updates: what catching up costs.
+
+    pooled: moments that whiten; None before the first.
+    """
 
     server: Server
     store: ClientStore
     updates: Updates
+    pooled: Pooled | None = None
 
 
 def initial_state(setup: Setup) -> State:
@@ -106,6 +123,7 @@ def initial_state(setup: Setup) -> State:
         epochs=np.zeros(n, dtype=np.int64),
         digests=np.zeros((n, 8), dtype=np.uint8),
         solvers={},
+        held=np.zeros(n, dtype=np.int64),
     )
     return State(begin(setup.method, model, n), store, Updates([0], [0]))
 
@@ -116,11 +134,14 @@ def to_tensors(state: State) -> dict[str, Tensor]:
         "seen": torch.from_numpy(state.store.seen),
         "epochs": torch.from_numpy(state.store.epochs),
         "digests": torch.from_numpy(state.store.digests),
+        "held": torch.from_numpy(state.store.held),
         "updates": torch.tensor([state.updates.payload, state.updates.framed], dtype=torch.int64),
     }
     for name, row in _rows(state).items():
         if row is not None:
             tensors[name] = row
+    if (pooled := state.pooled) is not None:
+        tensors |= {"pooled.row": pooled.row, "pooled.made": torch.tensor([pooled.made, pooled.count])}
     return tensors | _memory_tensors(state.store.solvers)
 
 
@@ -145,8 +166,14 @@ def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
         epochs=tensors["epochs"].numpy(),
         digests=tensors["digests"].numpy(),
         solvers=_memories(tensors),
+        held=tensors["held"].numpy(),
     )
-    return State(server, store, Updates(*tensors["updates"].tolist()))
+    pooled = None
+    if "pooled.row" in tensors:
+        made, count = tensors["pooled.made"].tolist()
+        row = tensors["pooled.row"].to(device)
+        pooled = Pooled(row, made, count, metric_of(setup, row))
+    return State(server, store, Updates(*tensors["updates"].tolist()), pooled)
 
 
 def _rows(state: State) -> dict[str, Tensor | None]:

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from fedsim.solvers.direction import Direction, Step
 from fedsim.solvers.local import Local, Plan, Solution, solve
 from fedsim.solvers.memory import Memory, Notes
 from fedsim.solvers.order import Order
 from fedsim.solvers.rate import Here, Rule
+from fedsim.solvers.step import Direction, Step
 
 __all__ = ["Direction", "Here", "Local", "Memory", "Notes", "Order", "Plan", "Rule", "Solution", "Step", "solve"]

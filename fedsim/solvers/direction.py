@@ -4,6 +4,7 @@
     gradient   g = grad f(w)
     momentum   v <- beta v + g;   d = v          v survives the round ("client") or starts at zero in each ("round")
     sam        grad f(w + rho g / ||g||)
+    whitened   g whitened by the moments of each layer's inputs: ``fedsim.solvers.whitening``
 
 A velocity is a sum of gradients with coefficients 1, beta, beta^2, ...; its step counts by their sum, as in FedNova, so
 that a client with fewer steps, and so less momentum, does not weigh less than its share.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 import torch
@@ -27,32 +28,8 @@ from fedsim.keys import shown
 from fedsim.plugins import made
 from fedsim.solvers.memory import Notes, check_notes
 from fedsim.solvers.rate import Here
-
-
-class Step(msgspec.Struct, frozen=True):
-    """One direction and what came with it.
-
-    row: d_k, float[1, d]. loss: f(w), float[1]. notes: after the step. gradients: sample gradients it cost. length: sum
-    of the coefficients of the gradients in d_k, by which its step counts in the division.
-    """
-
-    row: Tensor
-    loss: Tensor
-    notes: Notes
-    gradients: int
-    length: float = 1.0
-
-
-class Direction(Protocol):
-    """A direction. It lives for one round of one client: what shall survive, it puts into its notes."""
-
-    def begin(self, notes: Notes) -> Notes:
-        """The notes with which a round begins."""
-        ...
-
-    def step(self, here: Here, notes: Notes) -> Step:
-        """d_k from where the client is."""
-        ...
+from fedsim.solvers.step import Direction, Step, samples
+from fedsim.solvers.whitening import Whitened
 
 
 class Gradient(msgspec.Struct, frozen=True, tag_field="kind", tag="gradient", forbid_unknown_fields=True):
@@ -123,15 +100,10 @@ class OwnDirection(msgspec.Struct, frozen=True, tag_field="kind", tag="own", for
     options: dict[str, Any] = {}
 
 
-def samples(here: Here) -> int:
-    """Samples of the batch whose gradient counts."""
-    return here.batch.weights.shape[1]
+LocalDirection = Gradient | Momentum | Sam | Whitened | OwnDirection
 
 
-LocalDirection = Gradient | Momentum | Sam | OwnDirection
-
-
-def direction_of(options: LocalDirection) -> Direction:
+def direction_of(options: LocalDirection | Direction) -> Direction:
     """The direction of an experiment. Raises ConfigError where a user's own cannot be made."""
     if not isinstance(options, OwnDirection):
         return options

@@ -37,6 +37,7 @@ from fedsim.solvers.memory import Memory
 from fedsim.solvers.order import FRESH, Order
 from fedsim.solvers.passes import steps_of_a_pass, walk
 from fedsim.solvers.rate import Constant, Here, RateRule, rule_of
+from fedsim.solvers.step import Direction
 from fedsim.tasks.task import Batch, Task
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Plan:
     chunk: int = 1
     order: Order | None = None
     rate: RateRule = CONSTANT
-    direction: LocalDirection = GRADIENT
+    direction: LocalDirection | Direction = GRADIENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +186,14 @@ def _walk(
         samples += here.batch.weights.shape[1]
         gradients += cost + step.gradients
         if h == 0:
-            losses.append(_mean_loss(here, step.loss))
+            losses.append(step.loss if plan.order is None else _mean_loss(here, step.loss))
         if unit == 0:
             total, lengths, unit = step.row, step.length, eta
         else:
             share = eta / unit
             total, lengths = total + (step.row if share == 1 else share * step.row), lengths + share * step.length
         if h + 1 < count:
-            model = model - eta * step.row
+            model = model - eta * (step.row if step.move is None else step.move)
     sent = unit * total if local.send == "difference" else total if lengths == 1 else total / lengths
     memory = Memory(memory.steps + count, rate, notes)
     return _Walk(sent, losses[0], samples, gradients, memory)

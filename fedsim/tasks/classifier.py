@@ -7,10 +7,10 @@ views of the row in their place. Gradients are taken one client after another by
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import torch
@@ -22,6 +22,7 @@ from fedsim.errors import ConfigError
 from fedsim.flat import ModuleRow
 from fedsim.models import check_module, cnn, mlp
 from fedsim.randomness import Purpose, Stream
+from fedsim.tasks.layer import Layer, layer_inputs, module_layers, second_moment
 from fedsim.tasks.linear import L2
 from fedsim.tasks.task import Batch, Norm, penalised, penalty, portions
 
@@ -52,6 +53,38 @@ class Classifier:
     def dim(self) -> int:
         """Number of parameters."""
         return self.layout.dim
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Its Linear and Conv2d layers: see ``module_layers``."""
+        return tuple(module_layers(self.skeleton, self.layout).values())
+
+    def moments(self, model: Tensor, batch: Batch, layers: Sequence[Layer]) -> tuple[Tensor, ...]:
+        """E z z' of what goes into each layer in a forward pass, float[A, A]; zero for a layer that is not called."""
+        samples = batch.features.shape[1]
+        seen: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
+
+        def noting(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+            def note(part: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+                seen[name].append(layer_inputs(part, given[0] if given else named["input"]))
+
+            return note
+
+        parts = dict(self.skeleton.named_modules())
+        hooks = [parts[name].register_forward_pre_hook(noting(name), with_kwargs=True) for name in seen]
+        try:
+            with torch.no_grad():
+                functional_call(self.skeleton, self.layout.views(model[0]), (batch.features[0],))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        found = []
+        for layer in layers:
+            # A layer that is called twice has the places of both calls.
+            calls = [_by_sample(layer, inputs, samples) for inputs in seen[layer.name]]
+            together = torch.cat(calls, dim=1) if calls else batch.features.new_zeros((samples, 1, layer.inputs))
+            found.append(second_moment(together, batch.weights[0], layer.bias is not None))
+        return tuple(found)
 
     def initial(self, seed: int) -> Tensor:
         """The module's own initialisation, float[d]; torch's generators are left as they were."""
@@ -99,6 +132,16 @@ class Classifier:
     def convexity(self, examples: Examples) -> float:
         """Raises ConfigError, like ``smoothness``."""
         raise ConfigError(NOT_CONVEX)
+
+
+def _by_sample(layer: Layer, inputs: Tensor, samples: int) -> Tensor:
+    """float[rows, places, M] -> float[samples, places, M]. Raises ConfigError when rows are no multiple of samples."""
+    if inputs.shape[0] % samples:
+        raise ConfigError(
+            f"layer {layer.name!r} is called with {inputs.shape[0]} rows for {samples} samples, so whitening "
+            "cannot tell whose they are; use direction.kind = 'gradient' and whitening.mode = 'off'"
+        )
+    return inputs.reshape(samples, -1, layer.inputs)
 
 
 def classifier(

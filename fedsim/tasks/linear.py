@@ -24,6 +24,7 @@ algorithm", 1992 (the bound 1/2).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -33,6 +34,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
 from fedsim.errors import ConfigError
+from fedsim.tasks.layer import Layer, second_moment
 from fedsim.tasks.task import Batch, Norm, penalised, penalty, portions
 
 if TYPE_CHECKING:
@@ -96,6 +98,15 @@ class Linear:
     l2: float
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """One output without a bias: a column of ones in the data is a feature like any other."""
+        return (Layer("scores", 1, self.dim, 0),)
+
+    def moments(self, model: Tensor, batch: Batch, layers: Sequence[Layer]) -> tuple[Tensor, ...]:
+        """E x x' of the batch, float[d, d], whatever the model."""
+        return _moments(batch, layers)
 
     def initial(self, seed: int) -> Tensor:
         """Zero, float[d]; the seed is not used."""
@@ -164,6 +175,15 @@ class SoftmaxRegression:
     def dim(self) -> int:
         """(inputs + 1) * classes."""
         return (self.inputs + 1) * self.classes
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The one layer, with its bias."""
+        return (Layer("scores", self.classes, self.inputs, 0, self.inputs * self.classes),)
+
+    def moments(self, model: Tensor, batch: Batch, layers: Sequence[Layer]) -> tuple[Tensor, ...]:
+        """E z z' of the batch with z = (x, 1), float[inputs + 1, inputs + 1], whatever the model."""
+        return _moments(batch, layers)
 
     def initial(self, seed: int) -> Tensor:
         """Zero, float[d]; the seed is not used."""
@@ -276,6 +296,11 @@ class Softmax(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field
                 f"task.kind = 'softmax' needs data with at least 2 classes, but the data has {_said(classes)}"
             )
         return SoftmaxRegression(math.prod(shape), classes, self.l2, dtype, device)
+
+
+def _moments(batch: Batch, layers: Sequence[Layer]) -> tuple[Tensor, ...]:
+    features = batch.features[0].flatten(1)[:, None]
+    return tuple(second_moment(features, batch.weights[0], layer.bias is not None) for layer in layers)
 
 
 def gram_norm(features: Tensor, norm: Norm) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from fedsim.tasks.layer import Layer
 
 if TYPE_CHECKING:
     from fedsim.data.examples import Examples
@@ -20,7 +22,8 @@ class Batch:
     """Samples of n clients, b each.
 
     features: float[n, b, *shape]. targets: int64[n, b] classes or float[n, b] numbers. weights: float[n, b], a row
-    sums to 1; padding has weight 0 and any finite features.
+    sums to 1 (in a pass through a client's samples, on average over its steps); padding has weight 0 and any finite
+    features.
     """
 
     features: Tensor
@@ -34,6 +37,18 @@ class Task(Protocol):
     @property
     def dim(self) -> int:
         """Coordinates of a model."""
+        ...
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The linear layers in a row; none where there is nothing to whiten."""
+        ...
+
+    def moments(self, model: Tensor, batch: Batch, layers: Sequence[Layer]) -> tuple[Tensor, ...]:
+        """E z z' of what goes into each of ``layers`` (some of the task's), float[A, A]: see ``fedsim.tasks.layer``.
+
+        model: float[1, d]; batch: of one row.
+        """
         ...
 
     def initial(self, seed: int) -> Tensor:

@@ -50,6 +50,7 @@ class Kind(IntEnum):
     UPDATES = 2
     UPLOAD = 3
     MEMORY = 4
+    MOMENTS = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ ASSIGNMENTS = {
     + " of [data] with source = 'digits': source, standardise, bias",
     "partition.alfa=1": named("partition.alpha", "partition.alfa") + " of [partition] with scheme = 'dirichlet': ",
     "participation.kk=2": named("participation.k", "participation.kk") + " of [participation] with scheme = ",
-    "local.batsh=1": named("local.batch", "local.batsh") + " of [local]: steps, batch, step, send",
+    "local.batsh=1": named("local.batch", "local.batsh") + " of [local]: steps, epochs, batch, order, step, send",
     "downlink.feedbak=1": named("downlink.feedback", "downlink.feedbak") + " of [downlink] with compressor = ",
     "server.stepp=2": named("server.step", "server.stepp") + " of [server]: step, schedule, ",
     "run.chunks=2": named("run.chunk", "run.chunks") + " of [run]: precision, device, threads, ",
@@ -129,7 +129,7 @@ ASSIGNMENTS = {
     "task.l2=nan": "task.l2 = nan: expected a finite number",
     "server.step=inf": "server.step = inf: expected a finite number",
     "server.step=0": "server.step = 0.0: expected a step size > 0",
-    "server.step=4L": "server.step = '4L': expected a number such as 0.1, or a multiple of 1/L such as '4/L'",
+    "server.step=4L": "server.step = '4L': expected a number such as 0.1, a multiple of 1/L such as '4/L'",
     "local.batch=99999999999999999999": "local.batch = 99999999999999999999: expected at most 2147483647",
     # what contradicts something else
     "algorithm=qsgd uplink.rate=0.1": f"uplink.rate = 0.1 {MEMORY} uplink.rate",
@@ -146,9 +146,9 @@ ASSIGNMENTS = {
     "task.kind=logistic": "task.kind = 'logistic' needs data with 2 classes, but the data has 10 classes; use "
     "task.kind = 'softmax'",
     "data.source=synthetic-linear task.kind=mlp": "task.kind = 'mlp' needs classes, but the data has numbers to ",
-    "task.kind=mlp server.step=4/L": "server.step = '4/L': a step such as '4/L' needs a convex task, and a network has "
-    "no L; give a number, for example step = 0.1",
-    "task.kind=mlp server.step=1 local.steps=2": "local.step = '1/L': a step such as '4/L' needs a convex task, and a ",
+    "task.kind=mlp server.step=4/L": "server.step = '4/L': a step such as '4/L' or 'theory' needs a convex task, and a "
+    "network has no L; give a number such as 0.1",
+    "task.kind=mlp server.step=1 local.steps=2": "local.step = '1/L': a step such as '4/L' or 'theory' needs a convex ",
     "task.kind=cnn": "task.kind = 'cnn' needs images [channels, height, width] of at least 4 x 4 pixels, but a sample ",
     "run.device=gpu": "run.device = 'gpu': expected 'cpu', 'cuda', 'cuda:1' ... or 'auto'",
     "run.device=meta": "run.device = 'meta': expected 'cpu', 'cuda', 'cuda:1' ... or 'auto'",

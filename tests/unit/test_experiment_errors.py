@@ -32,7 +32,7 @@ UNKNOWN = [
     ("partition.alhpa=1", "'partition.alhpa'", "'partition.alpha'", "scheme = 'dirichlet'", "scheme, clients, alpha"),
     ("task.ll2=1", "'task.ll2'", "'task.l2'", "kind = 'softmax'", "kind, l2"),
     ("participation.l=1", "'participation.l'", "scheme = 'k-of-n'", "scheme, k"),
-    ("local.step_s=1", "'local.step_s'", "'local.steps'", "[local]:", "steps, batch, step, send"),
+    ("local.step_s=1", "'local.step_s'", "'local.steps'", "[local]:", "steps, epochs, batch, order, step, send"),
     ("server.stp=1", "'server.stp'", "'server.step'", "[server]:", "step, schedule"),
     ("run.thread=1", "'run.thread'", "'run.threads'", "[run]:", "precision, device"),
 ]

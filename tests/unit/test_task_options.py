@@ -106,8 +106,11 @@ def test_a_users_module_is_a_task() -> None:
 @pytest.mark.parametrize("norm", ["spectral", "frobenius"])
 def test_a_network_has_no_smoothness(norm: str) -> None:
     task = MLP().build((5,), 3, F32, CPU)
-    with pytest.raises(ConfigError, match=r"a step such as '4/L' needs a convex task, .* give a number"):
+    with pytest.raises(ConfigError, match=r"a step such as '4/L' or 'theory' needs a convex task, .* give a number"):
         task.smoothness(Examples(torch.ones(2, 5), torch.tensor([0, 1]), 3), norm)  # type: ignore[arg-type]
+    for constant in (task.sample_smoothness, task.convexity):
+        with pytest.raises(ConfigError, match="needs a convex task"):
+            constant(Examples(torch.ones(2, 5), torch.tensor([0, 1]), 3))
 
 
 def test_convex_tasks_start_at_zero() -> None:

@@ -1,0 +1,183 @@
+"""Which theorem covers an experiment, the steps it admits, what it promises; and that the promise is kept."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+import fedsim
+from fedsim.algorithms.theory import Problem, admissible, promise
+from fedsim.cli.theory import theory
+from fedsim.errors import ConfigError
+from fedsim.simulation.setup import prepare
+from fedsim.simulation.theory import noise, problem, promised, setting, theory_steps
+from fedsim.tasks import Batch
+
+PROBLEM = Problem(sample_smoothness=2.0, convexity=0.1, clients=4, batches=5, up=3.0, down=0.5)
+
+
+def nastya(**changes: object) -> fedsim.Experiment:
+    """DIANA-NASTYA on breast_cancer sorted by label, 8 clients of equal size, 8 mini-batches each."""
+    tables: dict[str, object] = {
+        "algorithm": "diana",
+        "rounds": 1,
+        "data": {"source": "breast-cancer", "test_fraction": 57 / 569},
+        "partition": {"scheme": "shards", "clients": 8, "per_client": 1},
+        "participation": {"scheme": "full"},
+        "task": {"kind": "logistic", "l2": 0.1},
+        "local": {"order": "reshuffle", "epochs": 1, "batch": 8, "step": "theory"},
+        "server": {"step": "theory", "weights": "uniform"},
+        "uplink": {"bucket": 8},
+        "run": {"precision": "float64"},
+    }
+    for name, table in changes.items():
+        old = tables.get(name)
+        tables[name] = {**old, **table} if isinstance(old, dict) and isinstance(table, dict) else table
+    return fedsim.Experiment.of(**tables)
+
+
+def test_the_steps_are_those_of_the_theorems() -> None:
+    with_memory = admissible(PROBLEM, memory=True, alpha=0.125)
+    assert with_memory.server == 1 / (16 * 2 * (1 + 9 * 3 / 4) * 1.5)
+    assert with_memory.local == 1 / (16 * 5 * 2)
+    assert with_memory.alpha == 1 / 4
+    assert "extended to a compressed downlink" in with_memory.theorem
+    assert admissible(PROBLEM, memory=True, alpha=1e-6).server == 1e-6 / (2 * 0.1)
+    without = admissible(PROBLEM, memory=False, alpha=0.0)
+    assert (without.server, without.local, without.alpha) == (1 / (16 * 2 * (1 + 3 / 4)), 1 / (5 * 5 * 2), 0.0)
+
+
+def test_the_promise_is_that_of_the_theorems() -> None:
+    drift = 4.5 * 0.01**2 * 5 * 2 / 0.1 * (6 * 0.3 + 0.7)
+    assert promise(PROBLEM, True, 0.2, 0.01, 0.3, 0.7).floor == pytest.approx(drift, rel=1e-12)
+    noisy = promise(PROBLEM, False, 0.2, 0.01, 0.3, 0.7)
+    assert noisy.rate == 0.2 * 0.1 / 2
+    assert noisy.floor == pytest.approx(drift + 8 * 0.2 * 3 * 0.3 / (0.1 * 4), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"task": {"l2": 0.0}}, "not strongly convex"),
+        ({"participation": {"scheme": "bernoulli", "p": 0.5}}, "not every client takes part"),
+        ({"rate": {"rule": "salr"}}, "step sizes vary"),
+        ({"server": {"schedule": "inverse-sqrt"}}, "step sizes vary"),
+        ({"direction": {"kind": "momentum"}}, "the local direction is not the gradient"),
+        ({"local": {"order": "incremental"}}, "neither one full gradient nor one epoch of reshuffling"),
+        ({"local": {"send": "difference"}}, "clients send the difference"),
+        ({"uplink": {"memory": False}, "downlink": {"compressor": "quantize"}}, "there are no memories"),
+        ({"uplink": {"feedback": "step"}, "server": {"step": 0.01}}, "the uplink has error feedback"),
+        ({"partition": {"scheme": "dirichlet", "alpha": 1.0, "clients": 8, "per_client": 1}}, None),
+    ],
+)
+def test_an_experiment_that_no_theorem_covers_says_why(changes: dict[str, object], reason: str | None) -> None:
+    if reason is None:
+        changes = {"partition": {"scheme": "quantity", "alpha": 1.0, "clients": 8}}
+        tables = nastya().table() | changes
+        with pytest.raises(ConfigError, match="different numbers of mini-batches"):
+            prepare(fedsim.Experiment.of(**tables))
+        return
+    with pytest.raises(ConfigError, match=rf"= 'theory': 'theory': no theorem covers this experiment: .*{reason}"):
+        prepare(nastya(**changes))
+
+
+def test_constants_of_a_problem() -> None:
+    """Sample smoothness against the Hessian of every single sample; zeta^2 and sigma^2 against their definitions."""
+    setup = prepare(nastya())
+    task, federation, experiment = setup.task, setup.federation, setup.experiment
+    constants = problem(experiment, federation, task)
+    assert (constants.clients, constants.batches, constants.convexity) == (8, 8, 0.1)
+    largest = (federation.features.square().sum(1) / 4).max() + 0.1
+    assert constants.sample_smoothness == pytest.approx(float(largest), rel=1e-12)
+    found = noise(experiment, federation, task)
+    rows = []
+    for i in range(8):
+        shard = federation.shard(i)
+        single = Batch(shard.features[:, None], shard.targets[:, None], torch.ones(64, 1, dtype=torch.float64))
+        rows.append(task.gradients(found.optimum.expand(64, -1), single)[0])
+    gradients = torch.stack(rows)
+    means = gradients.mean(1)
+    assert float(means.mean(0).norm()) < 1e-10
+    assert found.client == pytest.approx(float(means.square().sum(1).mean()), rel=1e-9)
+    variance = float((gradients - means[:, None]).square().sum(2).mean())
+    assert found.batch == pytest.approx(variance * (64 - 8) / (8 * 63), rel=1e-9)
+
+
+def squared_distances(experiment: fedsim.Experiment, rounds: int) -> list[float]:
+    from fedsim.simulation.engine import play
+    from fedsim.simulation.state import initial_state
+
+    setup = prepare(experiment)
+    best = noise(experiment, setup.federation, setup.task).optimum
+    state, distances = initial_state(setup), []
+    for _ in range(rounds):
+        distances.append(float((state.server.model - best).square().sum()))
+        play(setup, state)
+    return distances
+
+
+@pytest.mark.parametrize("down", ["identity", "quantize"])
+def test_the_bound_holds_at_the_largest_admissible_steps(down: str) -> None:
+    """Theorem 2.4 and its extension to a compressed downlink: Psi_0 bounds r_0; 40 rounds, one run."""
+    experiment = nastya(downlink={"compressor": down, **({"bucket": 8} if down == "quantize" else {})})
+    setup = prepare(experiment)
+    assert setup.step == theory_steps(experiment, setup.federation, setup.task).server
+    said = promised(experiment, setup.federation, setup.task, setup.step, setup.plan.step)
+    found = noise(experiment, setup.federation, setup.task)
+    omega, alpha = experiment.uplink.compressor.omega(setup.task.dim), setup.method.alpha
+    distances = squared_distances(experiment, 40)
+    start = distances[0] + 8 * omega * setup.step**2 / (alpha * 8) * found.client
+    for t, distance in enumerate(distances):
+        assert distance <= (1 - said.rate) ** t * start + said.floor
+
+
+@pytest.mark.slow
+def test_the_floor_of_diana_nastya_falls_with_the_square_of_the_local_step() -> None:
+    """The gamma^2 law: the floor of ||x - x*||^2 grows by 3.9 +- 0.4 for each doubling of gamma."""
+    floors = []
+    for times in (0.5, 1.0, 2.0):
+        steps = {"local": {"step": times / (8 * 10)}, "server": {"step": 0.05}}
+        distances = squared_distances(nastya(**steps), 1500)
+        floors.append(sum(distances[-300:]) / 300)
+    ratios = [b / a for a, b in pairwise(floors)]
+    print("floors", floors, "ratios", ratios)
+    assert all(3.5 <= ratio <= 4.3 for ratio in ratios), ratios
+
+
+def test_the_command_prints_what_covers_the_default_of_diana(capsys: pytest.CaptureFixture[str]) -> None:
+    theory(None, [f"{key}={value}" for key, value in flat(nastya().table())])
+    printed = capsys.readouterr().out
+    assert "covered by Theorem 2.4 (DIANA-NASTYA)\n" in printed
+    assert "in use: 1 times" in printed
+    theory(None, ["data.source=breast-cancer", "server.step=0.1", "task.l2=0.1", "algorithm=bi-qsgd"])
+    assert "no theorem covers this experiment: clients weigh differently" in capsys.readouterr().out
+    theory(
+        None,
+        ["data.source=breast-cancer", "server.step=100.0", "task.l2=0.1", "server.weights=uniform", "algorithm=sgd"],
+    )
+    assert "(not promised: the steps are larger)" in capsys.readouterr().out
+
+
+def flat(table: dict[str, object]) -> list[tuple[str, object]]:
+    pairs: list[tuple[str, object]] = []
+    for key, value in table.items():
+        if isinstance(value, dict):
+            pairs += [
+                (f"{key}.{name}", str(part).lower() if isinstance(part, bool) else part) for name, part in value.items()
+            ]
+        else:
+            pairs.append((key, value))
+    return pairs
+
+
+def test_setting_of_full_gradients() -> None:
+    experiment = nastya(local={"order": "fresh", "epochs": 0, "batch": 0})
+    setup = prepare(experiment)
+    assert setting(experiment, setup.federation, setup.task).epoch_of_reshuffling
+    assert problem(experiment, setup.federation, setup.task).batches == 1
+    said = promised(experiment, setup.federation, setup.task, setup.step, 1.0)
+    assert said.floor == 0
+    assert math.isfinite(said.rate)
