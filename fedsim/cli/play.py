@@ -105,7 +105,9 @@ def verdict(console: Console, comparison: Comparison, other: Result) -> None:
         times = comparison.saving
         ratio = f"{times:.1f}x fewer" if times >= 1 else f"{1 / times:.1f}x more"
         print_line(
-            console, f"  {ratio} bytes to the same loss (frames in both directions; both were run)", style="bold"
+            console,
+            f"  {ratio} bytes to the same loss (frames both ways; both were run, at the same step size)",
+            style="bold",
         )
 
 

@@ -20,7 +20,12 @@ def run(
 ) -> None:
     """Train a federation in this process, with every byte counted."""
     from fedsim.cli import play
+    from fedsim.errors import ConfigError
     from fedsim.experiment import load
 
+    if folder is not None and folder == Path():
+        raise ConfigError(
+            "--folder is the current directory; give the name of a new folder, for example --folder runs/mine"
+        )
     parsed = load(experiment, assignments or ())
     play.play(parsed, folder or play.new_folder(parsed), fresh=True)

@@ -38,11 +38,12 @@ class Comparison:
 def uncompressed(experiment: Experiment) -> Experiment:
     """The same experiment with nothing compressed and no memories: same clients, cohorts, batches and step sizes.
 
-    It may take twice as many rounds, so that it is not cut off just short of the loss it is compared at.
+    It may take twice as many rounds, so that it is not cut off just short of the loss it is compared at, and is
+    evaluated in every round, so that its bytes are not rounded up in favour of compression.
     """
     plain = Identity()
     server = msgspec.structs.replace(experiment.server, memory="pp2", paper_compat=False)
-    options = msgspec.structs.replace(experiment.run, baseline=False)
+    options = msgspec.structs.replace(experiment.run, baseline=False, evaluate_every=1)
     return msgspec.structs.replace(
         experiment,
         algorithm="sgd",

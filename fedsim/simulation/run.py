@@ -100,6 +100,7 @@ def _advance(setup: Setup, folder: RunFolder | None, observer: Observer | None, 
     """Play the rounds that are left."""
     experiment, began = setup.experiment, time.monotonic()
     state, ledger, metrics = initial_state(setup), Ledger(has_file=folder is not None), []
+    data = "" if folder is None else setup.federation.digest()
     if folder is not None and (found := folder.restore()) is not None:
         try:
             state = from_tensors(setup, found.round, dict(found.tensors))
@@ -108,6 +109,10 @@ def _advance(setup: Setup, folder: RunFolder | None, observer: Observer | None, 
             raise CheckpointError(
                 f"{folder.path}: the checkpoint does not fit its experiment.toml ({error}); restore the file"
             ) from None
+        if found.notes.get("data") != data:
+            raise CheckpointError(
+                f"{folder.path}: the data is not what this run began with; restore the files that experiment.toml names"
+            )
         metrics = folder.metrics()
 
     def evaluate() -> Metrics:
@@ -126,7 +131,7 @@ def _advance(setup: Setup, folder: RunFolder | None, observer: Observer | None, 
                 (way.value, kind.value, [c.frames, c.formula_bits, c.payload_bits, c.frame_bytes])
                 for (way, kind), c in ledger.totals.items()
             ]
-            folder.checkpoint(state.server.round, to_tensors(state), {"totals": totals})
+            folder.checkpoint(state.server.round, to_tensors(state), {"totals": totals, "data": data})
 
     last = metrics[-1] if metrics else evaluate()
     if observer is not None:

@@ -154,7 +154,7 @@ def test_baseline_says_what_compression_saves(cli: Cli) -> None:
     found = re.search(
         r"loss \S+ was reached after (\d+) rounds and (\S+) kB with compression, after (\d+) rounds "
         r"and (\S+) MB without:\n"
-        r"  (\S+)x fewer bytes to the same loss \(frames in both directions; both were run\)\n",
+        r"  (\S+)x fewer bytes to the same loss \(frames both ways; both were run, at the same step size\)\n",
         out,
     )
     assert found
