@@ -52,7 +52,7 @@ def main() -> None:
             warnings.simplefilter("ignore")
         try:
             # typer makes an exit status of Ctrl-C, click an exception
-            if app(standalone_mode=False) == 130:
+            if app(prog_name="fedsim", standalone_mode=False) == 130:
                 raise KeyboardInterrupt
             sys.stdout.flush()
         except StoppedError as error:

@@ -79,6 +79,7 @@ def _play(setup: Setup, state: State, t: int, step: float) -> Round:
         received, sent = send_uploads(setup, state, cohort, directions, method)
         lines.append(sent)
         state.store.solvers |= zip(cohort.clients.tolist(), solution.memories, strict=True)
+        state.gradients += int(solution.gradients.sum())
     noise = setup.stream(Purpose.DOWNLINK, t)
     state.server, update = artemis.absorb(method, state.server, received, cohort, step, noise)
     if not bool(torch.isfinite(state.server.model).all()):

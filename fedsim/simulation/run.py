@@ -44,7 +44,7 @@ class Result:
     """What a run returns.
 
     model: float[d]; average: the Polyak-Ruppert mean float[d] or None; metrics: one dictionary an evaluation (round,
-    loss, accuracy where there is one, up_bytes, down_bytes, ...); ledger: totals by direction and kind.
+    loss, accuracy where there is one, up_bytes, down_bytes, gradients of samples, ...); ledger: totals by direction and kind.
     """
 
     experiment: Experiment
@@ -182,6 +182,7 @@ def _evaluate(setup: Setup, state: State, ledger: Ledger) -> Metrics:
         "down_bytes": down.frame_bytes,
         "payload_bits": up.payload_bits + down.payload_bits,
         "formula_bits": up.formula_bits + down.formula_bits,
+        "gradients": state.gradients,
     }
     if federation.test is not None:
         found |= {f"test_{name}": value for name, value in setup.task.metrics(server.model, federation.test).items()}

@@ -97,13 +97,14 @@ class Pooled:
 class State:
     """server: the central state. store: the clients' rows and links. updates: what catching up costs.
 
-    pooled: moments that whiten; None before the first.
+    pooled: moments that whiten; None before the first. gradients: sample gradients that all clients took so far.
     """
 
     server: Server
     store: ClientStore
     updates: Updates
     pooled: Pooled | None = None
+    gradients: int = 0
 
 
 def initial_state(setup: Setup) -> State:
@@ -135,6 +136,7 @@ def to_tensors(state: State) -> dict[str, Tensor]:
         "epochs": torch.from_numpy(state.store.epochs),
         "digests": torch.from_numpy(state.store.digests),
         "held": torch.from_numpy(state.store.held),
+        "gradients": torch.tensor(state.gradients),
         "updates": torch.tensor([state.updates.payload, state.updates.framed], dtype=torch.int64),
     }
     for name, row in _rows(state).items():
@@ -173,7 +175,7 @@ def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
         made, count = tensors["pooled.made"].tolist()
         row = tensors["pooled.row"].to(device)
         pooled = Pooled(row, made, count, metric_of(setup, row))
-    return State(server, store, Updates(*tensors["updates"].tolist()), pooled)
+    return State(server, store, Updates(*tensors["updates"].tolist()), pooled, int(tensors["gradients"]))
 
 
 def _rows(state: State) -> dict[str, Tensor | None]:
