@@ -44,7 +44,8 @@ class Result:
     """What a run returns.
 
     model: float[d]; average: the Polyak-Ruppert mean float[d] or None; metrics: one dictionary an evaluation (round,
-    loss, accuracy where there is one, up_bytes, down_bytes, gradients of samples, ...); ledger: totals by direction and kind.
+    loss, accuracy where there is one, up_bytes, down_bytes, gradients (of samples, by all clients), ...); ledger:
+    totals by direction and kind.
     """
 
     experiment: Experiment
