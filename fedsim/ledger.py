@@ -30,13 +30,17 @@ class Direction(Enum):
 
 
 class Entry(Enum):
-    """What a frame carries: the whole MODEL, some UPDATES, an UPLOAD, a whole MEMORY, or the MOMENTS of whitening."""
+    """What a frame carries.
+
+    The whole MODEL, some UPDATES, an UPLOAD, a whole MEMORY, the MOMENTS of whitening, or one client's SHARPNESS.
+    """
 
     MODEL = "model"
     UPDATES = "updates"
     UPLOAD = "upload"
     MEMORY = "memory"
     MOMENTS = "moments"
+    SHARPNESS = "sharpness"
 
 
 @dataclass(frozen=True, slots=True)

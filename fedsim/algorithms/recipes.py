@@ -9,10 +9,16 @@ QUANTIZED = {"compressor": "quantize"}
 PLAIN = {"compressor": "identity"}
 MEMORY = {"memory": True}
 STEP_FEEDBACK = {"feedback": "step"}
+MODELS_MEAN = {"step": 1.0, "normalise": "present"}
 LOCAL_AVERAGING = {
     "local": {"steps": 10, "send": "difference", "step": 0.1},
-    "server": {"step": 1.0, "normalise": "present"},
+    "server": MODELS_MEAN,
 }
+RESHUFFLED_EPOCH = {"epochs": 1, "batch": 8, "order": "reshuffle", "step": "1/(4L)"}
+SALR = {"rule": "salr"}
+WHITENED = {"mode": "shared", "damping": 0.1}
+WHITENED_STEP = {"step": 0.5}
+"""Whitened features make L at most 2 (least squares), 1/2 (softmax) or 1/4 (logistic), so that one number suits all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,5 +85,62 @@ RECIPES: dict[str, Recipe] = {
         "ten local steps, quantized model differences",
         "Reisizadeh et al., AISTATS 2020",
         {"uplink": QUANTIZED, "downlink": PLAIN, **LOCAL_AVERAGING},
+    ),
+    "fed-rr": Recipe(
+        "an epoch of random reshuffling, mean of the models, no compression",
+        "Mishchenko, Khaled & Richtárik, ICML 2022, arXiv 2102.06704, Algorithm 3",
+        {
+            "uplink": PLAIN,
+            "downlink": PLAIN,
+            "local": RESHUFFLED_EPOCH | {"send": "difference"},
+            "server": MODELS_MEAN,
+        },
+    ),
+    "q-nastya": Recipe(
+        "an epoch of random reshuffling, quantized mean direction",
+        "Sadiev et al., NeurIPS 2024, arXiv 2206.07021, Algorithm 3",
+        {"uplink": QUANTIZED, "downlink": PLAIN, "local": RESHUFFLED_EPOCH},
+    ),
+    "diana-nastya": Recipe(
+        "q-nastya with memories",
+        "Sadiev et al., NeurIPS 2024, arXiv 2206.07021, Algorithm 4",
+        {"uplink": QUANTIZED | MEMORY, "downlink": PLAIN, "local": RESHUFFLED_EPOCH},
+    ),
+    "artemis-rr": Recipe(
+        "artemis with an epoch of random reshuffling: diana-nastya with a quantized downlink",
+        "Artemis and DIANA-NASTYA; the step rule is derived (`fedsim theory`)",
+        {"uplink": QUANTIZED | MEMORY, "downlink": QUANTIZED, "local": RESHUFFLED_EPOCH},
+    ),
+    "artemis-salr": Recipe(
+        "artemis with local steps whose length follows the sharpness that each client meets",
+        "Yue, Nouiehed & Al Kontar (SALR), Algorithm 2, in Artemis",
+        {
+            "uplink": QUANTIZED | MEMORY,
+            "downlink": QUANTIZED,
+            "local": RESHUFFLED_EPOCH | {"order": "with-replacement"},
+            "rate": SALR,
+        },
+    ),
+    "artemis-whitened": Recipe(
+        "artemis in the coordinates in which the pooled features are white",
+        "Markovich-Golan, Battash & Bleiweiss, arXiv 2010.01546, in Artemis",
+        {
+            "uplink": QUANTIZED | MEMORY,
+            "downlink": QUANTIZED,
+            "whitening": WHITENED,
+            "server": WHITENED_STEP,
+        },
+    ),
+    "artemis-rr-salr-whitened": Recipe(
+        "all three local solvers together in artemis",
+        "artemis-rr, artemis-salr and artemis-whitened",
+        {
+            "uplink": QUANTIZED | MEMORY,
+            "downlink": QUANTIZED,
+            "local": RESHUFFLED_EPOCH | {"step": 0.1},
+            "rate": SALR,
+            "whitening": WHITENED,
+            "server": WHITENED_STEP,
+        },
     ),
 }

@@ -8,14 +8,15 @@ def recipes() -> None:
     from fedsim.algorithms.recipes import RECIPES
     from fedsim.experiment import Experiment
 
+    width = max(map(len, RECIPES))
     for name, recipe in RECIPES.items():
         experiment = Experiment.of(algorithm=name)
         up, down = experiment.uplink, experiment.downlink
         parts = [f"up {type(up.compressor).__name__.lower()}", f"down {type(down.compressor).__name__.lower()}"]
         parts += ["memories"] if up.memory else []
         parts += [f"feedback {way}" for way, channel in (("up", up), ("down", down)) if channel.feedback]
-        print(f"{name:15} {recipe.summary}")
-        print(f"{'':15} {', '.join(parts)}")
+        print(f"{name:{width}}  {recipe.summary}")
+        print(f"{'':{width}}  {', '.join(parts)}")
         if recipe.source:
-            print(f"{'':15} {recipe.source}")
+            print(f"{'':{width}}  {recipe.source}")
     print('\nSet one with `algorithm = "artemis"` in the TOML file or `--set algorithm=artemis`; keys override it.')

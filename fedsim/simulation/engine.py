@@ -3,6 +3,7 @@
 cohort      who takes part
 catch up    each client receives the updates it missed, or the whole model where that is shorter
 whiten      where features are whitened together and it is time: moments up, pooled moments down
+measure     where the server's step follows the sharpness and it is time: one number a client up
 solve       each client computes its direction from the model
 upload      compress, encode, frame; the server decodes what arrived
 absorb      memories, average, compressed update, step
@@ -25,7 +26,7 @@ from fedsim.compression import Identity, Payload
 from fedsim.errors import DivergedError
 from fedsim.ledger import Direction, Entry, Lines
 from fedsim.randomness import Purpose
-from fedsim.simulation import whitening
+from fedsim.simulation import sharpness, whitening
 from fedsim.simulation.exchange import exchange, uplink_lines
 from fedsim.simulation.setup import Setup
 from fedsim.simulation.state import NEVER, State
@@ -59,6 +60,9 @@ def _play(setup: Setup, state: State, t: int, step: float) -> Round:
     if whitening.due(setup, state, cohort):
         lines += whitening.refresh(setup, state, cohort)
     method = whitening.method_of(setup, state)
+    if sharpness.due(setup, cohort, t):
+        lines.append(sharpness.measure(setup, state, cohort))
+    step = sharpness.scaled(state, step)
     if len(cohort.clients):
         solution = solve(
             setup.task,
@@ -84,7 +88,7 @@ def _play(setup: Setup, state: State, t: int, step: float) -> Round:
     state.server, update = artemis.absorb(method, state.server, received, cohort, step, noise)
     if not bool(torch.isfinite(state.server.model).all()):
         raise DivergedError(f"the model is not finite with server.step = {step:.4g}; use a smaller step")
-    state.updates.add(len(coding.encode(update)[0]))
+    state.updates.add(len(coding.encode(update)[0]) + sharpness.update_bytes(setup))
     return Round(t, len(cohort.clients), None if losses is None else float(losses.mean()), lines)
 
 

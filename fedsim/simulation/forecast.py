@@ -10,7 +10,7 @@ from fedsim.compression import Compressor
 from fedsim.experiment import Experiment
 from fedsim.ledger import Cost, Direction, Entry, Ledger
 from fedsim.randomness import Purpose, Stream
-from fedsim.simulation import whitening
+from fedsim.simulation import sharpness, whitening
 from fedsim.simulation.engine import deliver
 from fedsim.simulation.exchange import uplink_lines
 from fedsim.simulation.setup import prepare
@@ -45,7 +45,11 @@ def forecast(experiment: Experiment) -> Forecast:
         state.server = replace(state.server, round=t)
         cohort = setup.cohort(t)
         n = len(cohort.clients)
-        for lines in [*deliver(setup, state, cohort), *whitening.expected(setup, state, cohort)]:
+        for lines in [
+            *deliver(setup, state, cohort),
+            *whitening.expected(setup, state, cohort),
+            *sharpness.expected(setup, cohort, t),
+        ]:
             ledger.add(lines)
         if t == 0 and experiment.uplink.initial == "gradient":
             ledger.add(
@@ -53,7 +57,7 @@ def forecast(experiment: Experiment) -> Forecast:
             )
         if n:
             ledger.add(uplink_lines(t, Entry.UPLOAD, cohort, _frames(n, up_bytes), up_bits + up_shared / n))
-        state.updates.add(down_bytes)
+        state.updates.add(down_bytes + sharpness.update_bytes(setup))
     return Forecast(
         totals=ledger.totals,
         clients=setup.clients,

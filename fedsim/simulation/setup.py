@@ -21,6 +21,7 @@ from fedsim.simulation.theory import theory_steps
 from fedsim.solvers.local import Plan, check_plan
 from fedsim.solvers.metric import Metric
 from fedsim.solvers.order import order_named
+from fedsim.solvers.rate import Salr
 from fedsim.tasks import Task
 from fedsim.tasks.layer import Layer
 
@@ -81,6 +82,11 @@ def prepare(experiment: Experiment) -> Setup:
     )
     participation.sample(federation.clients, experiment.seed, 0)
     check(experiment.uplink, experiment.downlink, server, participation.probability(federation.clients))
+    if isinstance(experiment.rate, Salr) and experiment.rate.level == "server" and experiment.uplink.feedback == "step":
+        raise ConfigError(
+            "uplink.feedback = 'step' needs the server's step before the upload, but rate.level = 'server' finds it "
+            "afterwards; use a number, or rate.level = 'client'"
+        )
 
     @cache
     def smoothness() -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsim.algorithms.artemis import Clients, Server, begin
 from fedsim.simulation.setup import Setup, metric_of
-from fedsim.solvers.memory import Memory
+from fedsim.solvers.memory import Memory, Notes
 from fedsim.solvers.metric import Metric
 from fedsim.wire.frame import varint_bytes
 from fedsim.wire.link import End
@@ -98,6 +98,7 @@ class State:
     """server: the central state. store: the clients' rows and links. updates: what catching up costs.
 
     pooled: moments that whiten; None before the first. gradients: sample gradients that all clients took so far.
+    rate: notes of the server's own step-size rule.
     """
 
     server: Server
@@ -105,6 +106,7 @@ class State:
     updates: Updates
     pooled: Pooled | None = None
     gradients: int = 0
+    rate: Notes = field(default_factory=dict)
 
 
 def initial_state(setup: Setup) -> State:
@@ -144,6 +146,7 @@ def to_tensors(state: State) -> dict[str, Tensor]:
             tensors[name] = row
     if (pooled := state.pooled) is not None:
         tensors |= {"pooled.row": pooled.row, "pooled.made": torch.tensor([pooled.made, pooled.count])}
+    tensors |= {f"rate.{name}": note for name, note in state.rate.items()}
     return tensors | _memory_tensors(state.store.solvers)
 
 
@@ -175,7 +178,8 @@ def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
         made, count = tensors["pooled.made"].tolist()
         row = tensors["pooled.row"].to(device)
         pooled = Pooled(row, made, count, metric_of(setup, row))
-    return State(server, store, Updates(*tensors["updates"].tolist()), pooled, int(tensors["gradients"]))
+    rate = {name.removeprefix("rate."): note for name, note in tensors.items() if name.startswith("rate.")}
+    return State(server, store, Updates(*tensors["updates"].tolist()), pooled, int(tensors["gradients"]), rate)
 
 
 def _rows(state: State) -> dict[str, Tensor | None]:

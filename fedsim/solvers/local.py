@@ -248,6 +248,13 @@ def _batches(
     return lambda h: ordered(done + h)
 
 
+def first_batch(
+    federation: Federation, client: int, plan: Plan, stream: Stream, dtype: torch.dtype, memory: Memory
+) -> Batch:
+    """The batch of a client's first step in the round of ``stream``; see ``solve``."""
+    return _batches(federation, client, plan, stream, dtype, memory.steps)(0)
+
+
 def _check_sizes(clients: Tensor, sizes: Tensor) -> None:
     if clients.shape[0] and not int(sizes.amin()):
         empty = int(clients[sizes.argmin()])

@@ -16,6 +16,11 @@ g is the batch gradient ("batch"), or the mean of the normalised gradients of th
 printed). On a linear f, S = (n1 + n2) gamma ||g||. Scaling f scales S and its median alike, so eta does not move. The
 first measurement is its own median: eta. The probe works on copies and touches nothing else.
 
+At level "client" each client has its own history and its own eta. At level "server" local steps are local.step long;
+every ``period`` rounds the clients of the cohort upload the S of the model they received, and the server's step is
+clip(S / median of all S so far, floor, cap) times server.step, where S is the median over the cohort. The second form
+is this library's own: the paper has one machine.
+
 Sources: Mishchenko, Khaled, Richtárik, NeurIPS 2020, experiments (harmonic). Yue, Nouiehed, Al Kontar, "SALR:
 Sharpness-aware learning rate scheduler for improved generalization" (salr). Division by the sum of steps: Wang et al.,
 "FedNova", NeurIPS 2020.
@@ -88,17 +93,19 @@ class Harmonic(msgspec.Struct, frozen=True, tag_field="rule", tag="harmonic", fo
 
 
 class Salr(msgspec.Struct, frozen=True, tag_field="rule", tag="salr", forbid_unknown_fields=True):
-    """Sharpness-aware learning rate, each client with its own history.
+    """Sharpness-aware learning rate.
 
     Args:
+        level: whose step follows the sharpness: of each "client" by itself, or of the "server", once for all.
         descent: n1, probe steps down.
         ascent: n2, probe steps up.
         probe: gamma, length of a probe step.
-        period: c, local steps from one measurement to the next.
-        cap, floor: eta stays within [floor, cap] times local.step.
+        period: c, local steps (at the server's level: rounds) from one measurement to the next.
+        cap, floor: the step stays within [floor, cap] times local.step (server.step).
         normalise: probe steps follow the normalised gradient of the "batch", or the mean over each "sample".
     """
 
+    level: Literal["client", "server"] = "client"
     descent: Count = 5
     ascent: Count = 5
     probe: Positive = 0.01
@@ -109,16 +116,25 @@ class Salr(msgspec.Struct, frozen=True, tag_field="rule", tag="salr", forbid_unk
 
     def step(self, k: int, base: float, here: Here, notes: Notes) -> tuple[float, Notes, int]:
         """Measure every ``period`` steps, keep the last step size in between."""
-        history = notes.get("history")
-        if history is not None and k % self.period:
+        if self.level == "server":
+            return base, notes, 0
+        if "history" in notes and k % self.period:
             return base * float(notes["factor"]), notes, 0
+        found, cost = self.measure(here)
+        notes = self.scale(found, notes)
+        return base * float(notes["factor"]), notes, cost
+
+    def measure(self, here: Here) -> tuple[Tensor, int]:
+        """S on a batch, float64 on the CPU, and how many sample gradients it cost (a loss counts as one)."""
         found = sharpness(here, self.probe, self.descent, self.ascent, self.normalise).to("cpu", torch.float64)
-        history = found[None] if history is None else torch.cat([history, found[None]])
+        return found, (self.descent + self.ascent + 2) * int(here.batch.weights.count_nonzero())
+
+    def scale(self, found: Tensor, notes: Notes) -> Notes:
+        """Notes after one more S: "history", float64[all S so far], and "factor", S / median within the bounds."""
+        history = torch.cat([notes["history"], found[None]]) if "history" in notes else found[None]
         median = history.quantile(0.5)
         ratio = found / median if bool(median > 0) else torch.ones((), dtype=torch.float64)
-        factor = ratio.clamp(self.floor, self.cap)
-        cost = (self.descent + self.ascent + 2) * int(here.batch.weights.count_nonzero())
-        return base * float(factor), {"history": history, "factor": factor}, cost
+        return {"history": history, "factor": ratio.clamp(self.floor, self.cap)}
 
 
 def sharpness(here: Here, gamma: float, descent: int, ascent: int, normalise: Literal["batch", "sample"]) -> Tensor:

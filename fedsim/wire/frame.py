@@ -51,6 +51,7 @@ class Kind(IntEnum):
     UPLOAD = 3
     MEMORY = 4
     MOMENTS = 5
+    SHARPNESS = 6
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@
     g_i      direction of client i      h_i      memory of client i,  h = sum_i v_i h_i
     D_i      C_up(g_i - h_i + c e_i)    e_i, e   what compression left out at client i, at the server
     Omega    C_dwn(ghat + c e)          w_{k+1} = w_k - gamma_k Omega
+    P = K K'                            inverse of the damped second moment of the pooled features, where they whiten:
+                                        messages go up as g K, steps ghat P come down as (ghat P) K^-T
 
 Nothing of fedsim is imported; random numbers come from an own Philox by the addresses that fedsim documents.
 """
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 Row = NDArray[Any]
 Table = dict[str, Any]
 
-PARTICIPATION, BATCH, UPLINK, DOWNLINK = 1, 2, 3, 4
+PARTICIPATION, BATCH, UPLINK, DOWNLINK, ORDER = 1, 2, 3, 4, 9
 SERVER = 2**32 - 1
 HEADER_BYTES = 40
 
@@ -160,6 +162,11 @@ class World:
         slopes = 2 * (scores - y) if self.kind == "least-squares" else -y / (1 + np.exp(y * scores))
         return np.asarray(X.T @ slopes / len(y) + self.l2 * w)
 
+    def loss(self, w: Row, X: Row, y: Row) -> float:
+        scores = X @ w
+        losses = (scores - y) ** 2 if self.kind == "least-squares" else np.logaddexp(0, -y * scores)
+        return float(np.mean(losses) + self.l2 / 2 * w @ w)
+
     def smoothness(self, norm: str) -> float:
         constants = []
         for X, y in self.shards:
@@ -177,14 +184,93 @@ def batch(seed: int, size: int, X: Row, y: Row, client: int, round: int, step: i
     return X[chosen], y[chosen]
 
 
-def direction(table: Table, world: World, w: Row, client: int, round: int, eta: float) -> Row:
-    """H steps of (stochastic) gradient descent: (w_0 - w_H) / (H eta), or the difference w_0 - w_H."""
-    local, (X, y) = table["local"], world.shards[client]
-    model, total = w.copy(), np.zeros_like(w)
-    for step in range(local["steps"]):
-        g = world.gradient(model, *batch(table["seed"], local["batch"], X, y, client, round, step))
-        model, total = model - eta * g, total + g
-    return total / local["steps"] if local["send"] == "direction" else eta * total
+def places(order: str, seed: int, client: int, n: int, epoch: int, clients: int) -> list[int]:
+    """The samples of one pass, in order (Mishchenko et al. 2020; Yun et al. 2022 for the synchronised one)."""
+    match order:
+        case "incremental":
+            return list(range(n))
+        case "with-replacement":
+            return [int(word) * n // 2**32 for word in words(seed, ORDER, epoch, client, n)]
+    keys = words(seed, ORDER, 0 if order == "shuffle-once" else epoch, SERVER if order == "synchronised" else client, n)
+    shuffled = sorted(range(n), key=lambda j: (int(keys[j]), j))
+    first = client * n // clients if order == "synchronised" else 0
+    return shuffled[first:] + shuffled[:first]
+
+
+@dataclass
+class Solver:
+    """What one client's local solver remembers: steps taken, measured sharpnesses, their newest factor."""
+
+    steps: int = 0
+    history: list[float] = field(default_factory=list)
+    factor: float = 1.0
+
+
+def sharpness(rate: Table, world: World, w: Row, X: Row, y: Row) -> float:
+    """Algorithm 2 of SALR with the batch gradient normalised: n1 steps down, n2 steps up, S = difference of losses."""
+    low, high = w.copy(), w.copy()
+    for _ in range(rate["descent"]):
+        g = world.gradient(low, X, y)
+        low = low - rate["probe"] * g / np.linalg.norm(g)
+    for _ in range(rate["ascent"]):
+        g = world.gradient(high, X, y)
+        high = high + rate["probe"] * g / np.linalg.norm(g)
+    return max(0.0, world.loss(high, X, y) - world.loss(low, X, y))
+
+
+def relative_sharpness(rate: Table, measured: float, history: list[float]) -> float:
+    """S / median of all S so far, within the cap; ``history`` grows."""
+    history.append(measured)
+    median = float(np.median(history))
+    return min(max(measured / median if median > 0 else 1.0, rate["floor"]), rate["cap"])
+
+
+def direction(
+    table: Table, world: World, w: Row, client: int, round: int, eta: float, solver: Solver, P: Row | None
+) -> Row:
+    """H steps: sum eta_h g_h / sum eta_h, or the difference w_0 - w_H = sum eta_h g_h; P preconditions what moves w."""
+    local, rate, seed, (X, y) = table["local"], table["rate"], table["seed"], world.shards[client]
+    n = len(y)
+    b = min(local["batch"], n) or n
+    m = -(-n // b)
+    model, total, lengths = w.copy(), np.zeros_like(w), 0.0
+    for step in range(local["epochs"] * m or local["steps"]):
+        if local["order"] == "fresh":
+            Xb, yb = batch(seed, local["batch"], X, y, client, round, step)
+            g = world.gradient(model, Xb, yb)
+        else:
+            epoch, j = divmod(solver.steps, m)
+            some = places(local["order"], seed, client, n, epoch, len(world.shards))[j * b : (j + 1) * b]
+            Xb, yb = X[some], y[some]
+            # every sample of a pass weighs m / n, also in a short last batch
+            g = (world.gradient(model, Xb, yb) - world.l2 * model) * len(some) * m / n + world.l2 * model
+        length = eta
+        if rate["rule"] == "harmonic":
+            length = min(eta, 1 / (rate["mu"] * (1 + rate["factor"] * max(0, solver.steps - rate["hold"]))))
+        if rate["rule"] == "salr" and rate["level"] == "client":
+            if not solver.history or solver.steps % rate["period"] == 0:
+                solver.factor = relative_sharpness(rate, sharpness(rate, world, model, Xb, yb), solver.history)
+            length = eta * solver.factor
+        model = model - length * (g if P is None else P @ g)
+        total, lengths, solver.steps = total + length * g, lengths + length, solver.steps + 1
+    return total / lengths if local["send"] == "direction" else total
+
+
+@dataclass
+class Whitening:
+    """The pooled second moment and its maps: K from the Cholesky factor of the damped moment, P = K K'."""
+
+    moment: Row
+    damping: float
+    made: int
+    count: int
+
+    def __post_init__(self) -> None:
+        m = len(self.moment)
+        damped = self.moment + self.damping * np.trace(self.moment) / m * np.eye(m)
+        self.K = np.linalg.inv(np.linalg.cholesky(damped)).T
+        self.back = np.linalg.inv(self.K)
+        self.P = np.linalg.inv(damped)
 
 
 def cohort(table: Table, n: int, round: int) -> tuple[list[int], float]:
@@ -265,14 +351,44 @@ def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
     e_i, e, h, iterates = [np.zeros_like(w) for _ in range(n)], np.zeros_like(w), np.zeros_like(w), []
     seen: dict[int, int] = {}
     updates: list[int] = []  # bytes of the update of each round
+    rate, white = table["rate"], table["whitening"]
+    solvers = [Solver() for _ in range(n)]
+    central = Solver()
+    at_server = rate["rule"] == "salr" and rate["level"] == "server"
+    pooled: Whitening | None = None
+    held = [0] * n
 
     for k in range(table["rounds"]):
         gamma = gamma_0 if server["schedule"] == "constant" else gamma_0 / math.sqrt(k + 1)
         S, p = cohort(table, n, k)
-        sent = [catch_up(down, i, k, seen, updates, n, w) for i in S]
+        refresh = white["mode"] == "shared" and bool(S)
+        refresh &= pooled is None or bool(white["refresh"] and k - pooled.made >= white["refresh"])
+        count, triangle = 0 if pooled is None else pooled.count, d * (d + 1) // 2
+        sent = []
+        for i in S:
+            lacking, newest = count - held[i], 0 if refresh else min(count - held[i], 1)
+            whole, moments = w.nbytes + newest * 8 * triangle, lacking * 8 * triangle
+            line = catch_up(down, i, k, seen, updates, (n, w), (moments, whole))
+            late = lacking if line.kind == "updates" else newest
+            sent += [line] + [moment_line(i, "down", late, triangle)] * (late > 0)
+            held[i] = count
+        if refresh:
+            total = sum(v[i] for i in S)
+            moment = sum(v[i] / total * world.shards[i][0].T @ world.shards[i][0] / samples[i] for i in S)
+            if pooled is not None:
+                moment = white["ema"] * pooled.moment + (1 - white["ema"]) * moment
+            pooled = Whitening(np.asarray(moment), white["damping"], k, count + 1)
+            sent += [moment_line(i, way, 1, triangle) for i in S for way in ("up", "down")]
+            held = [pooled.count if i in S else held[i] for i in range(n)]
+        P, into, back = (None, np.eye(d), np.eye(d)) if pooled is None else (pooled.P, pooled.K, pooled.back)
+        if at_server and S and k % rate["period"] == 0:
+            found = [sharpness(rate, world, w, *first_batch(table, world, i, k, solvers[i])) for i in S]
+            central.factor = relative_sharpness(rate, float(np.median(found)), central.history)
+            sent += [Sent(i, "up", "sharpness", 1, 32.0, 64, HEADER_BYTES + 8) for i in S]
+        gamma = gamma * central.factor
         D = {}
         for i in S:
-            g = direction(table, world, w, i, k, eta)
+            g = direction(table, world, w, i, k, eta, solvers[i], P)
             if k == 0 and up["initial"] == "gradient":
                 h_i[i], copies[i] = g.copy(), g.copy()
                 h = h + v[i] * g
@@ -280,8 +396,8 @@ def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
             delta = g - h_i[i] if up["memory"] else g
             c = gamma if up["feedback"] == "step" else up["feedback"]
             delta = delta + c * e_i[i]
-            message = compress(up, delta, (seed, UPLINK, k, i))
-            D[i] = message.sent
+            message = compress(up, delta @ into, (seed, UPLINK, k, i))
+            D[i] = message.sent @ back
             if up["memory"]:
                 h_i[i] = h_i[i] + alpha * D[i]
             e_i[i] = delta - D[i]
@@ -314,11 +430,12 @@ def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
                 h = h + alpha * (share[i] if server["paper_compat"] else v[i]) * D[i]
 
         c = gamma if down["feedback"] == "step" else down["feedback"]
-        target = ghat + c * e
-        message = compress(down, target, (seed, DOWNLINK, k, SERVER))
-        e = target - message.sent
-        updates.append(message.bytes)
-        w = w - gamma * message.sent
+        target = (ghat if P is None else P @ ghat) + c * e
+        message = compress(down, target @ back.T, (seed, DOWNLINK, k, SERVER))
+        moved = message.sent @ into.T
+        e = target - moved
+        updates.append(message.bytes + 8 * at_server)
+        w = w - gamma * moved
         iterates.append(w)
         yield Snapshot(S, w, list(h_i), h, list(copies), list(e_i), e, np.mean(iterates, axis=0), sent)
 
@@ -331,14 +448,36 @@ def memory_rate(up: Table, d: int) -> float:
     return 1 / (2 * (omega(quantizer if up["rate_levels"] else up, d) + 1))
 
 
-def catch_up(down: Table, i: int, k: int, seen: dict[int, int], updates: list[int], n: int, w: Row) -> Sent:
-    """Artemis, Algorithm 1: the whole model, or the updates since the client's last round where they are not longer."""
-    first, whole = seen.get(i), w.nbytes
+def first_batch(table: Table, world: World, i: int, k: int, solver: Solver) -> tuple[Row, Row]:
+    """The samples of a client's first step in round k."""
+    local, (X, y) = table["local"], world.shards[i]
+    if local["order"] == "fresh":
+        return batch(table["seed"], local["batch"], X, y, i, k, 0)
+    b = min(local["batch"], len(y)) or len(y)
+    epoch, j = divmod(solver.steps, -(-len(y) // b))
+    some = places(local["order"], table["seed"], i, len(y), epoch, len(world.shards))[j * b : (j + 1) * b]
+    return X[some], y[some]
+
+
+def moment_line(i: int, way: str, count: int, triangle: int) -> Sent:
+    """``count`` second moments in one frame: their lower triangles in float64."""
+    numbers = count * triangle
+    return Sent(i, way, "moments", count, 32.0 * numbers, 64 * numbers, HEADER_BYTES + 8 * numbers)
+
+
+def catch_up(
+    down: Table, i: int, k: int, seen: dict[int, int], updates: list[int], of: tuple[int, Row], beside: tuple[int, int]
+) -> Sent:
+    """Artemis, Algorithm 1: the whole model, or the updates since the client's last round where they are not longer.
+
+    of: N and the model; beside: bytes of moments that replaying takes as well, and all bytes that the model takes.
+    """
+    first, (n, w) = seen.get(i), of
     seen[i] = k
     missed = [] if first is None else updates[first:]
     framed = sum(size + varint(size) for size in missed)
-    if first is None or framed > whole:
-        return Sent(i, "down", "model", 1, 32.0 * len(w), 8 * whole, HEADER_BYTES + whole)
+    if first is None or framed + beside[0] > beside[1]:
+        return Sent(i, "down", "model", 1, 32.0 * len(w), 8 * w.nbytes, HEADER_BYTES + w.nbytes)
     bits, shared = formula_bits(down, len(w))
     return Sent(
         i, "down", "updates", len(missed), len(missed) * (bits + shared / n), 8 * sum(missed), HEADER_BYTES + framed

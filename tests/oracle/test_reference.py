@@ -7,7 +7,8 @@ client by client where the core halves: the same sums in another order. Equal to
 
 Uncompressed numbers cross as float64 here, except in one test. Rounded to float32, the weighted mean of numbers that
 are float32 already is often an exact tie (1 in about 2 times the weights' denominator), which the order of the sum then
-decides. Where the weights are powers of 1/2 the mean is exact, so that test takes 4 equal clients and cohorts of 2.
+decides. Where the weights are powers of 1/2 the mean is exact, so that test takes 4 equal clients and cohorts of 2. It
+leaves out the whitened recipes: in their coordinates nothing is exact, so a norm next to a float32 may go either way.
 """
 
 from __future__ import annotations
@@ -96,6 +97,45 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a given memory rate": {"participation": HALF, "uplink": {"rate": 0.3}},
     "the memory rate of other levels": {"participation": HALF, "uplink": {"rate_levels": 3}},
     "clients side by side": {"participation": HALF, "local": {"batch": 3, "steps": 2}, "run": {"chunk": 4}},
+    "with replacement": {"local": {"epochs": 1, "batch": 2, "order": "with-replacement", "step": "1/(2L)"}},
+    "shuffled once, steps across passes": {
+        "participation": HALF,
+        "local": {"steps": 2, "batch": 2, "order": "shuffle-once", "step": "1/(2L)", "send": "difference"},
+    },
+    "in the order of the file, harmonic": {
+        "local": {"epochs": 2, "batch": 4, "order": "incremental", "step": "1/(2L)"},
+        "rate": {"rule": "harmonic", "mu": 0.5, "hold": 5},
+    },
+    "synchronised": {"participation": HALF, "local": {"epochs": 1, "batch": 3, "order": "synchronised"}},
+    "salr, capped": {
+        "participation": HALF,
+        "local": {"steps": 3, "batch": 2, "step": "1/(2L)"},
+        "rate": {"rule": "salr", "descent": 2, "ascent": 3, "probe": 0.1, "period": 3, "cap": 1.2, "floor": 0.7},
+    },
+    "salr at the server": {
+        "participation": HALF,
+        "local": {"epochs": 1, "batch": 4, "order": "reshuffle", "step": "1/(4L)"},
+        "rate": {"rule": "salr", "level": "server", "period": 3, "probe": 0.1},
+    },
+    "salr at the server, fresh batches, empty cohorts, feedback": {
+        "participation": {"scheme": "bernoulli", "p": 0.2},
+        "local": {"batch": 2},
+        "rate": {"rule": "salr", "level": "server"},
+        "downlink": {"feedback": "step"},
+    },
+    "whitened": {
+        "participation": HALF,
+        "whitening": {"mode": "shared", "refresh": 4, "ema": 0.5, "damping": 0.2},
+        "server": {"step": 0.3},
+    },
+    "whitened, with feedback and local steps": {
+        "algorithm": "artemis-rr-salr-whitened",
+        "participation": HALF,
+        "whitening": {"refresh": 2},
+        "uplink": {"feedback": 0.2},
+        "downlink": {"feedback": 0.1},
+        "server": {"memory": "pp1"},
+    },
     "the largest seed": {"participation": HALF, "seed": 2**63 - 1},
 }
 
@@ -157,18 +197,27 @@ def compare(given: Experiment) -> tuple[Tensor, int]:
         if given.server.average:
             assert_close(server.average, expected.average, f"the average after round {t}")
 
-        found = {
-            (client, part.direction.value, part.kind.value): (messages, payload, frame, formula)
+        found = sorted(
+            (client, part.direction.value, part.kind.value, messages, payload, frame, formula)
             for part in lines
             for client, messages, formula, payload, frame in zip(
                 part.clients, part.messages, part.formula_bits, part.payload_bits, part.frame_bytes, strict=True
             )
-        }
-        assert set(found) == {(line.client, line.direction, line.kind) for line in expected.sent}
-        for line in expected.sent:
-            *counts, formula = found[line.client, line.direction, line.kind]
-            assert counts == [line.messages, line.payload_bits, line.frame_bytes]
-            assert formula == pytest.approx(line.formula_bits, rel=TOLERANCE)
+        )
+        oracle_lines = sorted(
+            (
+                line.client,
+                line.direction,
+                line.kind,
+                line.messages,
+                line.payload_bits,
+                line.frame_bytes,
+                line.formula_bits,
+            )
+            for line in expected.sent
+        )
+        assert [line[:-1] for line in found] == [line[:-1] for line in oracle_lines]
+        assert [line[-1] for line in found] == pytest.approx([line[-1] for line in oracle_lines], rel=TOLERANCE)
         frames += len(found)
     assert state.server.round == given.rounds
     return state.server.model, frames
@@ -183,7 +232,7 @@ def test_recipes(recipe: str, problem: str, participation: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("participation", [{"scheme": "full"}, {"scheme": "k-of-n", "k": 2}], ids=["4 of 4", "2 of 4"])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [name for name, recipe in RECIPES.items() if "whitening" not in recipe.settings])
 def test_recipes_as_they_are_and_run(recipe: str, participation: dict[str, Any]) -> None:
     given = experiment("four equal clients", {"algorithm": recipe, "participation": participation}, wire="float32")
     model, _ = compare(given)

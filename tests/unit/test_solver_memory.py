@@ -48,6 +48,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "local": {"order": "with-replacement", "batch": 4, "steps": 2},
         "rate": {"rule": "salr", "period": 3, "normalise": "sample"},
     },
+    "salr at the server": {
+        "local": {"order": "reshuffle", "batch": 4, "epochs": 1, "step": 0.02},
+        "rate": {"rule": "salr", "level": "server", "period": 2},
+    },
     "own": {
         "local": {"order": "tests.plugins_example:there_and_back", "batch": 4, "steps": 2},
         "rate": {"rule": "own", "factory": "tests.plugins_example:Warmup", "options": {"steps": 10}},
