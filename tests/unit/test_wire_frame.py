@@ -40,7 +40,7 @@ def test_places() -> None:
         (forged(at0=b"SF"), "not a fedsim frame: it starts with 0x5346, expected 0x4653"),
         (forged(at2=b"\x02"), "version 2, this fedsim reads version 1"),
         (forged(at3=b"\x00"), "unknown kind of frame 0"),
-        (forged(at3=b"\x06"), "unknown kind of frame 6"),
+        (forged(at3=b"\xff"), "unknown kind of frame 255"),
         (forged(at32=b"\x05"), "announces a body of 5 bytes and has 4"),
         (forged()[:-1], "announces a body of 4 bytes and has 3"),
         (forged()[:-1] + b"x", "checksum"),
