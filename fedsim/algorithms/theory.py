@@ -78,6 +78,7 @@ class Setting:
     equal_batches: bool
     constant_steps: bool
     plain_gradient: bool
+    plain_features: bool
     epoch_of_reshuffling: bool
     sends_direction: bool
 
@@ -89,6 +90,7 @@ REASONS = {
     "equal_batches": "clients have different numbers of mini-batches (equal sizes, or one full gradient a round)",
     "constant_steps": "step sizes vary (rate.rule and server.schedule must be 'constant')",
     "plain_gradient": "the local direction is not the gradient",
+    "plain_features": "features are whitened: the theorems then need the constants of the whitened problem",
     "epoch_of_reshuffling": "a round is neither one full gradient nor one epoch of reshuffling",
     "sends_direction": "clients send the difference of models (local.send = 'direction')",
 }

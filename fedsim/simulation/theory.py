@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.theory import Problem, Promise, Setting, Steps, admissible, promise, uncovered
+from fedsim.algorithms.whitening import Off
 from fedsim.data import Federation
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
@@ -40,6 +41,7 @@ def setting(experiment: Experiment, federation: Federation, task: Task) -> Setti
         equal_weights=experiment.server.weights == "uniform" or bool((sizes == sizes[0]).all()),
         constant_steps=isinstance(experiment.rate, Constant) and experiment.server.schedule == "constant",
         plain_gradient=isinstance(experiment.direction, Gradient),
+        plain_features=isinstance(experiment.whitening, Off),
         epoch_of_reshuffling=full_gradient or (local.epochs == 1 and local.order == "reshuffle"),
         sends_direction=local.send == "direction",
     )

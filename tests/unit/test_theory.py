@@ -159,6 +159,8 @@ def test_the_command_prints_what_covers_the_default_of_diana(capsys: pytest.Capt
         ["data.source=breast-cancer", "server.step=100.0", "task.l2=0.1", "server.weights=uniform", "algorithm=sgd"],
     )
     assert "(not promised: the steps are larger)" in capsys.readouterr().out
+    theory(None, ["data.source=breast-cancer", "task.l2=0.1", "algorithm=artemis-whitened"])
+    assert "features are whitened" in capsys.readouterr().out
 
 
 def flat(table: dict[str, object]) -> list[tuple[str, object]]:
