@@ -1,15 +1,21 @@
-"""Local SGD against a transcription in numpy that takes the same draws, and accuracy on a real data set."""
+"""Local steps against a transcription in numpy that takes the same draws, and accuracy on a real data set."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
+import fedsim
 from fedsim.data.examples import Dataset, Examples, Federation, federate
 from fedsim.randomness import Purpose, Stream
+from fedsim.simulation.engine import play
+from fedsim.simulation.setup import Setup, prepare
+from fedsim.simulation.state import initial_state
 from fedsim.solvers import Local, Plan, solve
+from fedsim.solvers.order import reshuffle
 from fedsim.tasks import LeastSquares, Softmax
 from fedsim.tasks.task import full_batch
 
@@ -51,6 +57,57 @@ def test_local_sgd_equals_its_pseudo_code(steps: int, batch: int, chunk: int) ->
         np.testing.assert_allclose(solution.direction.numpy(), (start - ended) / divisor, rtol=1e-12, atol=1e-13)
         np.testing.assert_allclose(solution.losses.numpy(), first_losses, rtol=1e-13)
         assert solution.samples.tolist() == [steps * min(batch or 99, SIZES[i]) for i in ids.tolist()]
+
+
+def nastya(gamma: float, memory: bool) -> Setup:
+    """Logistic regression, 3 clients of 5 mini-batches of 4 samples, an epoch of reshuffling, exact messages."""
+    return prepare(
+        fedsim.Experiment.of(
+            algorithm="sgd",
+            seed=11,
+            data={"source": "synthetic-logistic", "clients": 3, "per_client": 20},
+            task={"l2": 0.1},
+            local={"order": "reshuffle", "epochs": 1, "batch": 4, "step": gamma},
+            server={"step": 0.5},
+            uplink={"values": "float64", "memory": memory},
+            downlink={"values": "float64"},
+            run={"precision": "float64"},
+        )
+    )
+
+
+def transcribed(setup: Setup, gamma: float, rounds: int, at_the_iterate: bool) -> NDArray[np.float64]:
+    """x after some rounds of NASTYA: x <- x - eta mean_m (x - w_m) / (gamma n), with the gradients taken at w or x."""
+    x = np.zeros(setup.task.dim)
+    for epoch in range(rounds):
+        directions = []
+        for client in range(3):
+            shard, w = setup.federation.shard(client), x.copy()
+            for some in reshuffle(11, client, 20, epoch, 3).numpy().reshape(5, 4):
+                a, sign = shard.features.numpy()[some], np.where(shard.targets.numpy()[some] > 0, 1.0, -1.0)
+                point = w if at_the_iterate else x
+                slopes = -sign / (1 + np.exp(sign * (a @ point)))
+                w = w - gamma * (a.T @ slopes / 4 + 0.1 * point)
+            directions.append((x - w) / (gamma * 5))
+        x = x - 0.5 * np.mean(directions, axis=0)
+    return x
+
+
+@pytest.mark.parametrize("memory", [False, True], ids=["q-nastya", "diana-nastya"])
+def test_local_gradients_are_taken_at_the_local_iterate(memory: bool) -> None:
+    """Not at the server's point, as in the published code of Q-NASTYA and DIANA-NASTYA, where gamma has no effect."""
+    ended = []
+    for gamma in (0.1, 0.4):
+        setup = nastya(gamma, memory)
+        state = initial_state(setup)
+        for _ in range(4):
+            play(setup, state)
+        ended.append(state.server.model.numpy())
+        right, wrong = (transcribed(setup, gamma, 4, at_the_iterate) for at_the_iterate in (True, False))
+        np.testing.assert_allclose(ended[-1], right, rtol=0, atol=1e-12)
+        assert np.linalg.norm(ended[-1] - wrong) > 1e-3
+    np.testing.assert_allclose(wrong, transcribed(setup, 0.1, 4, at_the_iterate=False), rtol=0, atol=1e-14)
+    assert np.linalg.norm(ended[0] - ended[1]) > 1e-3
 
 
 def test_one_step_sends_exactly_the_gradient() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from fedsim.errors import ConfigError
 from fedsim.simulation.setup import prepare
 from fedsim.simulation.theory import noise, problem, promised, setting, theory_steps
 from fedsim.tasks import Batch
+from fedsim.tasks.task import full_batch
 
 PROBLEM = Problem(sample_smoothness=2.0, convexity=0.1, clients=4, batches=5, up=3.0, down=0.5)
 
@@ -132,6 +134,76 @@ def test_the_bound_holds_at_the_largest_admissible_steps(down: str) -> None:
     start = distances[0] + 8 * omega * setup.step**2 / (alpha * 8) * found.client
     for t, distance in enumerate(distances):
         assert distance <= (1 - said.rate) ** t * start + said.floor
+
+
+def bidirectional(rate: float | str = "auto", seed: int = 0) -> fedsim.Experiment:
+    """Least squares, 4 clients of 4 mini-batches of 5 samples, other compressors up and down."""
+    return fedsim.Experiment.of(
+        algorithm="artemis",
+        seed=seed,
+        data={"source": "synthetic-linear", "clients": 4, "per_client": 20, "features": 3},
+        task={"l2": 1.0},
+        local={"order": "reshuffle", "epochs": 1, "batch": 5, "step": "theory"},
+        server={"step": "theory"},
+        uplink={"levels": 4, "rate": rate},
+        downlink={"levels": 8},
+        run={"precision": "float64"},
+    )
+
+
+@pytest.mark.parametrize("rate", ["auto", 1e-3])
+def test_the_steps_of_a_bidirectional_run_from_raw_numbers(rate: float | str) -> None:
+    """min(alpha / (2 mu), 1 / (16 L_max (1 + 9 up / M) (1 + down))) in numpy; the small rate makes the first bind."""
+    setup = prepare(bidirectional(rate))
+    rows = setup.federation.features.numpy().reshape(4, 20, 4)
+    mu = 1 + min(2 * np.linalg.eigvalsh(a.T @ a / 20)[0] for a in rows)
+    l_max = 1 + max(2 * np.linalg.eigvalsh(np.outer(row, row))[-1] for row in rows.reshape(80, 4))
+    up, down = min(4 / 4**2, 4**0.5 / 4), min(4 / 8**2, 4**0.5 / 8)
+    alpha = 1 / (2 * (up + 1)) if rate == "auto" else float(rate)
+    limits = alpha / (2 * mu), 1 / (16 * l_max * (1 + 9 * up / 4) * (1 + down))
+    assert min(limits) == limits[0 if rate == 1e-3 else 1]
+    assert setup.step == pytest.approx(min(limits), rel=1e-12)
+    assert setup.plan.step == pytest.approx(1 / (16 * 4 * l_max), rel=1e-12)
+
+
+@pytest.mark.slow
+def test_the_lyapunov_function_of_a_bidirectional_run_stays_below_its_bound() -> None:
+    """Theorem 2.4, extended, at the largest admissible steps: E Psi_t <= (1 - eta mu / 2)^t Psi_0 + floor.
+
+    Psi = ||x - x*||^2 + (1 + down) 8 up eta^2 / (alpha M^2) sum_m ||h_m - grad f_m(x*)||^2; the mean of 4 runs.
+    """
+    from fedsim.simulation.engine import play
+    from fedsim.simulation.state import initial_state
+
+    rounds, seeds = 1200, range(4)
+    values, bounds = np.zeros(rounds), np.zeros(rounds)
+    for seed in seeds:
+        setup = prepare(bidirectional(seed=seed))
+        task, federation, constants = (
+            setup.task,
+            setup.federation,
+            problem(setup.experiment, setup.federation, setup.task),
+        )
+        best = noise(setup.experiment, federation, task).optimum
+        shards = [federation.shard(i) for i in range(4)]
+        at_best = torch.cat(
+            [task.gradients(best[None], full_batch(s.features, s.targets, torch.float64))[0] for s in shards]
+        )
+        weight = (1 + constants.down) * 8 * constants.up * setup.step**2 / (setup.method.alpha * 4**2)
+        state, psi = initial_state(setup), []
+        for _ in range(rounds):
+            memories = state.store.memory
+            assert memories is not None
+            distance = (state.server.model - best).square().sum()
+            psi.append(float(distance + weight * (memories - at_best).square().sum()))
+            play(setup, state)
+        said = promised(setup.experiment, federation, task, setup.step, setup.plan.step)
+        values += np.array(psi) / len(seeds)
+        bounds += ((1 - said.rate) ** np.arange(rounds) * psi[0] + said.floor) / len(seeds)
+    marks = range(0, rounds, 300)
+    print("Psi / bound", {t: f"{values[t]:.2e} / {bounds[t]:.2e}" for t in [*marks, rounds - 1]})
+    assert (values <= bounds).all()
+    assert bounds[-1] < bounds[0] / 2
 
 
 @pytest.mark.slow
