@@ -34,6 +34,7 @@ from fedsim.simulation.engine import play
 from fedsim.simulation.setup import Setup, prepare
 from fedsim.simulation.state import initial_state
 from fedsim.simulation.theory import noise
+from fedsim.tasks.linear import Linear
 from fedsim.tasks.task import full_batch
 
 CLIENTS, LEVELS = 10, 2
@@ -94,6 +95,7 @@ def test_q_nastya_stalls_where_predicted() -> None:
     """
     setup = prepare(experiment("qsgd", 0.2, LOCAL_STEPS[0]))
     task, federation = setup.task, setup.federation
+    assert isinstance(task, Linear)
     assert federation.sizes.tolist() == [56] * CLIENTS
     assert setup.method.uplink.compressor.omega(task.dim) == pytest.approx(31**0.5 / 2)
     heterogeneity = noise(setup.experiment, federation, task)
@@ -106,11 +108,11 @@ def test_q_nastya_stalls_where_predicted() -> None:
 
     def measured(recipe: str, server: float, local: float) -> float:
         found = floor(prepare(experiment(recipe, server, local)), best)
-        print(f"{recipe:5} eta {server} gamma {local:.5f}: floor {found:.3e}", end="; ")
+        print(f"{recipe:5} eta {server} gamma {local:.5f}: floor {found:.3e}")
         if recipe == "qsgd":
             expected = predicted(hessian, gradients, server)
             bound = 8 * server * (31**0.5 / 2) * heterogeneity.client / (0.1 * CLIENTS)
-            print(f"estimate {expected.floor:.3e} +- {expected.deviation:.1e}, bound {bound:.3e}")
+            print(f"      estimate {expected.floor:.3e} +- {expected.deviation:.1e}, bound {bound:.3e}")
             assert found <= bound
             assert abs(found - expected.floor) <= 4 * expected.deviation
         return found
