@@ -68,7 +68,7 @@ class Squares:
 def unequal(n: int) -> Squares:
     """Samples of different lengths in the plane, two on a line: sum H_i g_i = 2 sum ||x_i||^2 g_i is not 0."""
     draw = np.random.default_rng(0)
-    return Squares(draw.standard_normal((n, min(2, n - 1))), draw.standard_normal(n))
+    return Squares(draw.standard_normal((n, 2))[:, : n - 1], draw.standard_normal(n))
 
 
 def circle(n: int = 8) -> Squares:
