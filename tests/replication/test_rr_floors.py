@@ -28,7 +28,7 @@ import torch
 
 from fedsim.data.examples import Dataset, Examples, federate
 from fedsim.randomness import Purpose, Stream
-from fedsim.solvers import Local, Plan, solve
+from fedsim.solvers import Local, Memory, Plan, solve
 from fedsim.solvers.order import ORDERS
 from fedsim.tasks import LeastSquares
 from tests.replication import rr
@@ -118,7 +118,8 @@ def solved(problem: Squares, order: str, multiple: float, epochs: int, replicas:
     name = rr.ORDERS[order]
     local = Local(epochs=1, batch=1, order=name, send="difference")
     plan = Plan(local, multiple * problem.longest, 1, ORDERS[name])
-    models, errors, memories = best.repeat(replicas, 1), [], {}
+    models, errors = best.repeat(replicas, 1), []
+    memories: dict[int, Memory] = {}
     for epoch in range(epochs):
         found = solve(task, world, models, ids, plan, Stream(0, Purpose.BATCH, epoch), memories)
         models, memories = models - found.direction, dict(enumerate(found.memories))
