@@ -131,4 +131,4 @@ def excess(data: Rows, order: str, batch: int, epochs: int, seed: int, last: Las
 
 
 def _dense(matrix: Any) -> Array:
-    return np.asarray(csr_matrix(matrix).toarray() if issparse(matrix) else matrix)
+    return np.asarray(matrix if isinstance(matrix, np.ndarray) else matrix.toarray())
