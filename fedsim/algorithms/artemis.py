@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.method import Method, feedback_coefficient
-from fedsim.compression import Payload
+from fedsim.compression import Payload, Quantize
 from fedsim.flat import tree_sum
 from fedsim.randomness import SERVER, Stream
 
@@ -104,6 +104,9 @@ def upload(
     directions: float[n, d]; ids: int64[n]. The new state is pending until the server has acknowledged the upload: a
     client whose message is lost keeps the old one.
     """
+    if clients.memory is not None and clients.error is None and isinstance(method.up, Quantize):
+        payload, memory = method.up.compress_difference(directions, clients.memory, method.alpha, noise, ids)
+        return payload, Clients(memory=memory)
     difference = directions if clients.memory is None else directions - clients.memory
     if clients.error is not None:
         difference = difference + feedback_coefficient(method.uplink.feedback, step) * clients.error

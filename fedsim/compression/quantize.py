@@ -30,12 +30,15 @@ import msgspec
 import torch
 from torch import Tensor
 
+from fedsim.compression import fused
 from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload
 from fedsim.errors import DivergedError, WireError
 from fedsim.flat import tree_sum
 from fedsim.randomness import Stream
 
 MAX_LEVELS = 2**15 - 1
+
+_NOT_FINITE = "a row to quantize is not finite or its norm exceeds 3.4e38; use a smaller step size"
 
 
 class Quantize(msgspec.Struct, frozen=True, tag_field="compressor", tag="quantize", forbid_unknown_fields=True):
@@ -63,17 +66,31 @@ class Quantize(msgspec.Struct, frozen=True, tag_field="compressor", tag="quantiz
 
         Raises DivergedError when a row is not finite or its norm is beyond float32.
         """
+        if fused.usable(rows):
+            return self._fused(rows, None, 0.0, noise, clients)[0]
         layout = LevelsLayout(rows.shape[1], self.levels, self._bucket(rows.shape[1]))
         magnitudes = rows.abs()
         norms = self._norms(magnitudes, layout)
         if not bool(torch.isfinite(norms).all()):
-            raise DivergedError("a row to quantize is not finite or its norm exceeds 3.4e38; use a smaller step size")
+            raise DivergedError(_NOT_FINITE)
         safe = _spread(torch.where(norms > 0, norms, torch.ones_like(norms)).to(rows.dtype), layout)
         scaled = magnitudes / safe * self.levels
         low = scaled.floor()
         up = noise.uniform(clients, layout.d, rows.dtype) < scaled - low
         levels = (low + up) * rows.sign()
         return Levels(layout, levels.to(torch.int32), norms)
+
+    def compress_difference(
+        self, rows: Tensor, memory: Tensor, rate: float, noise: Stream, clients: Tensor
+    ) -> tuple[Payload, Tensor]:
+        """Payload of rows - memory, float[n, d] each, and the memory after a step of ``rate`` along what it decodes to.
+
+        Raises as ``compress``.
+        """
+        if fused.usable(rows):
+            return self._fused(rows, memory, rate, noise, clients)
+        payload = self.compress(rows - memory, noise, clients)
+        return payload, memory + rate * self.decompress(payload, memory.dtype)
 
     def decompress(self, payload: Payload, dtype: torch.dtype) -> Tensor:
         """Levels -> dtype[n, d]: norm * level / s."""
@@ -103,6 +120,15 @@ class Quantize(msgspec.Struct, frozen=True, tag_field="compressor", tag="quantiz
             size = s * (s + math.sqrt(b))
             bits += 4.5 * math.log(2 * (s**2 + b) / size) * size
         return bits, 32.0
+
+    def _fused(
+        self, rows: Tensor, memory: Tensor | None, rate: float, noise: Stream, clients: Tensor
+    ) -> tuple[Payload, Tensor]:
+        layout = LevelsLayout(rows.shape[1], self.levels, self._bucket(rows.shape[1]))
+        payload, after = fused.quantize(rows, memory, rate, layout, self.norm == "linf", noise, clients)
+        if payload is None:
+            raise DivergedError(_NOT_FINITE)
+        return payload, after
 
     def _norms(self, magnitudes: Tensor, layout: LevelsLayout) -> Tensor:
         """float[n, d] -> float32[n, buckets], rounded up; the same bits for a row alone and in a cohort."""

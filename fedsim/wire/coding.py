@@ -39,6 +39,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim import kernels
 from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout
 from fedsim.errors import WireError
 from fedsim.wire.bits import (
@@ -84,7 +85,14 @@ def size(payload: Payload) -> Tensor:
         return torch.full((len(payload.values),), 8 * longest(payload.layout))
     levels, norms = _levels(payload)
     octets = np.zeros(len(levels), np.int64)
-    for block in _blocks(levels):
+    if kernels.available(payload.levels):
+        from fedsim.kernels import rice
+
+        layout = payload.layout
+        rice.body_bytes(levels, norms, layout.levels, layout.bucket, _header_bits(layout), _dense_bits(layout), octets)
+        if not (octets == rice.REFUSED).any():
+            return torch.from_numpy(8 * (4 * layout.buckets + octets))
+    for block in _blocks(levels):  # refuses what a kernel refuses, and says why
         octets[block] = (_plan(levels[block], norms[block], payload.layout).bits + 7) // 8
     return torch.from_numpy(8 * (4 * payload.layout.buckets + octets))
 
