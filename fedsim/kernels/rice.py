@@ -24,7 +24,7 @@ def _largest(levels: Row) -> int:
     low, high = np.int32(0), np.int32(0)
     for i in range(len(levels)):
         low, high = min(low, levels[i]), max(high, levels[i])
-    return max(np.int64(high), -np.int64(low))
+    return max(int(np.int64(high)), -int(np.int64(low)))  # int32 has no opposite of its least number
 
 
 @compiled
