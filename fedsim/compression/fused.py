@@ -1,6 +1,6 @@
-"""Quantization by compiled kernels: what ``Quantize`` and the memory's step of Artemis say, bit for bit, in one call.
+"""Quantization by compiled kernels: what ``Quantize`` says, bit for bit, in one call.
 
-Only for rows that ``usable`` accepts. Nothing of the size of the rows is made but what is returned.
+Only for tensors that ``usable`` accepts. Nothing of the size of the rows is made but what is returned.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _WHOLE = {torch.float32: np.int32, torch.float64: np.int64}
 
 
 def usable(rows: Tensor) -> bool:
-    """Whether there are kernels for these rows: float32 or float64, on the CPU, with numba installed."""
+    """Whether there are kernels for these numbers: float32 or float64, on the CPU, with numba installed."""
     return rows.dtype in _WHOLE and kernels.available(rows)
 
 
@@ -31,6 +31,9 @@ def quantize(
     """
     from fedsim.kernels import quantize as kernel
 
+    shapes = [list(part.shape) for part in (rows, rows if memory is None else memory, clients)]
+    if shapes != [[len(rows), layout.d]] * 2 + [[len(rows)]]:  # kernels check no bounds
+        raise ValueError(f"rows, memory and clients have shapes {shapes}, expected [n, {layout.d}] twice and [n]")
     numbers = np.ascontiguousarray(rows.detach().numpy())
     kind = numbers.dtype.type
     before = np.empty((0, layout.d), kind) if memory is None else np.ascontiguousarray(memory.numpy())
@@ -53,3 +56,18 @@ def quantize(
     )
     payload = Levels(layout, torch.from_numpy(levels), torch.from_numpy(norms)) if finite else None
     return payload, torch.from_numpy(after)
+
+
+def weighted_sums(payload: Levels, weights: Tensor) -> Tensor:
+    """Sums over the rows of a payload, n >= 1, of weight times what the row decodes to. float[m, n] -> float[m, d]."""
+    from fedsim.kernels import average as kernel
+
+    n, layout = len(payload.levels), payload.layout
+    shapes = [list(part.shape) for part in (payload.levels, payload.norms, weights[0])]
+    if shapes != [[n, layout.d], [n, layout.buckets], [n]]:  # kernels check no bounds
+        raise ValueError(f"levels, norms and weights of a row have shapes {shapes}, which do not fit {layout}")
+    factors = np.ascontiguousarray(weights.numpy())
+    sums = np.empty((len(factors), layout.d), factors.dtype)
+    levels, norms = (np.ascontiguousarray(part.numpy()) for part in (payload.levels, payload.norms))
+    kernel.weighted_sums(levels, norms, layout.bucket, factors.dtype.type(layout.levels), factors, sums)
+    return torch.from_numpy(sums)

@@ -1,8 +1,8 @@
 """s-quantization of whole rows in one call: norms, random numbers, levels and the memories' step, bit for bit as the
 torch form in ``fedsim.compression.quantize`` and ``fedsim.algorithms.artemis``, which is their definition.
 
-A row is worked on in portions that stay in the first-level cache, with scratch for one portion of random words and one
-norm a coordinate; only the sum of squares needs scratch of half a bucket.
+A row is worked on in portions that stay in the first-level cache together with their random words; beside them only the
+sum of squares needs scratch, of half a bucket.
 """
 
 from __future__ import annotations
@@ -90,23 +90,14 @@ def _norms(row: Rows, bits: Counts, bucket: int, linf: bool, scratch: NDArray[np
 
 
 @compiled
-def _spread(norms: Norms, bucket: int, start: int, out: Rows) -> None:
-    """The norm of each coordinate from ``start`` on; 1 in place of 0."""
-    j = 0
-    while j < len(out):
-        k = (start + j) // bucket
-        stop = min(len(out), (k + 1) * bucket - start)
-        out[j:stop] = norms[k] if norms[k] > 0 else np.float32(1)
-        j = stop
-
-
-@compiled
-def _round(row: Rows, norms: Rows, words: NDArray[np.uint32], s: np.floating[Any], levels: NDArray[np.int32]) -> None:
-    """Levels of a portion; ``norms`` are one a coordinate. Numbers on [0, 1) as ``randomness.Stream.uniform``."""
+def _round(
+    row: Rows, norm: np.floating[Any], words: NDArray[np.uint32], s: np.floating[Any], levels: NDArray[np.int32]
+) -> None:
+    """Levels of a piece of one bucket. Numbers on [0, 1) as ``randomness.Stream.uniform``."""
     kind = row.dtype.type
     shift, unit = (np.uint32(8), kind(2.0**-24)) if row.itemsize == 4 else (np.uint32(0), kind(2.0**-32))
     for i in range(len(row)):
-        scaled = abs(row[i]) / norms[i] * s
+        scaled = abs(row[i]) / norm * s
         low = np.int32(scaled)
         up = kind(np.uint32(words[i] >> shift)) * unit < scaled - kind(low)
         level = np.int32(low + np.int32(up))
@@ -115,12 +106,17 @@ def _round(row: Rows, norms: Rows, words: NDArray[np.uint32], s: np.floating[Any
 
 @compiled
 def _learn(
-    levels: NDArray[np.int32], norms: Rows, s: np.floating[Any], alpha: np.floating[Any], memory: Rows, after: Rows
+    levels: NDArray[np.int32],
+    norm: np.floating[Any],
+    s: np.floating[Any],
+    alpha: np.floating[Any],
+    memory: Rows,
+    after: Rows,
 ) -> None:
     """after = memory + alpha norm level / s, rounded after each operation."""
     kind = memory.dtype.type
     for i in range(len(levels)):
-        after[i] = memory[i] + alpha * (norms[i] * (kind(levels[i]) / s))
+        after[i] = memory[i] + alpha * (norm * (kind(levels[i]) / s))
 
 
 @compiled
@@ -148,7 +144,7 @@ def quantize(
     """
     n, d = rows.shape
     scratch = np.empty(bucket // 2 + 1, np.float64)
-    words, spread = np.empty(philox.PORTION, np.uint32), np.empty(philox.PORTION, rows.dtype)
+    words, kind = np.empty(philox.PORTION, np.uint32), rows.dtype.type
     for i in range(n):
         row = rows[i]
         if len(memory):
@@ -159,10 +155,15 @@ def quantize(
             return False
         for start in range(0, d, philox.PORTION):
             stop = min(d, start + philox.PORTION)
-            width = stop - start
-            philox.fill(words[: -(-width // 4) * 4], key, np.uint32(clients[i]), round, tag, start // 4)
-            _spread(norms[i], bucket, start, spread[:width])
-            _round(row[start:stop], spread, words, s, levels[i, start:stop])
-            if len(memory):
-                _learn(levels[i, start:stop], spread, s, alpha, memory[i, start:stop], row[start:stop])
+            philox.fill(words[: -((start - stop) // 4) * 4], key, np.uint32(clients[i]), round, tag, start // 4)
+            first = start
+            while first < stop:
+                k = first // bucket
+                last = min(stop, (k + 1) * bucket)
+                norm = kind(norms[i, k] if norms[i, k] > 0 else np.float32(1))
+                piece = row[first:last]
+                _round(piece, norm, words[first - start : last - start], s, levels[i, first:last])
+                if len(memory):
+                    _learn(levels[i, first:last], norm, s, alpha, memory[i, first:last], piece)
+                first = last
     return True

@@ -107,29 +107,36 @@ def deliver(setup: Setup, state: State, cohort: Cohort) -> list[Lines]:
     update_bits, shared_bits = setup.method.downlink.compressor.formula_bits(setup.task.dim)
     state.store.seen[clients] = t
     models, updates = clients[~replays], clients[replays]
-    return [
-        Lines(
-            t,
-            Direction.DOWN,
-            Entry.MODEL,
-            clients=models,
-            messages=np.ones_like(models),
-            formula_bits=np.full(len(models), 32.0 * setup.task.dim),
-            payload_bits=np.full(len(models), 8 * whole),
-            frame_bytes=np.full(len(models), HEADER_BYTES + whole),
-        ),
-        Lines(
-            t,
-            Direction.DOWN,
-            Entry.UPDATES,
-            clients=updates,
-            messages=missed[replays],
-            formula_bits=missed[replays] * (update_bits + shared_bits / setup.clients),
-            payload_bits=8 * payload[replays],
-            frame_bytes=HEADER_BYTES + framed[replays],
-        ),
-        whitening.late_lines(setup, state, clients, moments),
-    ]
+    lines = []
+    if len(models):
+        lines.append(
+            Lines(
+                t,
+                Direction.DOWN,
+                Entry.MODEL,
+                clients=models,
+                messages=np.ones_like(models),
+                formula_bits=np.full(len(models), 32.0 * setup.task.dim),
+                payload_bits=np.full(len(models), 8 * whole),
+                frame_bytes=np.full(len(models), HEADER_BYTES + whole),
+            )
+        )
+    if len(updates):
+        lines.append(
+            Lines(
+                t,
+                Direction.DOWN,
+                Entry.UPDATES,
+                clients=updates,
+                messages=missed[replays],
+                formula_bits=missed[replays] * (update_bits + shared_bits / setup.clients),
+                payload_bits=8 * payload[replays],
+                frame_bytes=HEADER_BYTES + framed[replays],
+            )
+        )
+    if moments.any():
+        lines.append(whitening.late_lines(setup, state, clients, moments))
+    return lines
 
 
 def send_memories(setup: Setup, state: State, cohort: Cohort, directions: Tensor) -> Lines:

@@ -40,15 +40,15 @@ class ClientStore:
     def take(self, clients: Tensor) -> Clients:
         """The rows of a cohort."""
         return Clients(
-            None if self.memory is None else self.memory[clients],
-            None if self.error is None else self.error[clients],
+            None if self.memory is None else self.memory.index_select(0, clients),
+            None if self.error is None else self.error.index_select(0, clients),
         )
 
     def put(self, clients: Tensor, rows: Clients) -> None:
         """Commit the rows of a cohort."""
         for mine, new in ((self.memory, rows.memory), (self.error, rows.error)):
             if mine is not None and new is not None:
-                mine[clients] = new
+                mine.index_copy_(0, clients, new)
 
     def end(self, client: int) -> End:
         """The link of a client."""

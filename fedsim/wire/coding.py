@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -64,6 +65,7 @@ _BLOCK = 2**22
 _FLOATS: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype("<f4"), torch.float64: np.dtype("<f8")}
 
 
+@cache
 def longest(layout: Layout) -> int:
     """Bytes that no message of this layout exceeds (a dense row has as many). Raises WireError if it has no format."""
     if isinstance(layout, ValuesLayout):
@@ -284,6 +286,7 @@ def _header_bits(layout: LevelsLayout) -> int:
     return 8 if layout.levels > 1 else 4
 
 
+@cache
 def _dense_bits(layout: LevelsLayout) -> int:
     return 4 + grouped_length(layout.d, 2 * layout.levels + 1)
 

@@ -24,8 +24,9 @@ from fedsim import kernels
 from fedsim.algorithms import artemis
 from fedsim.algorithms.artemis import Clients
 from fedsim.algorithms.method import Downlink, Method, ServerOptions, Uplink
-from fedsim.compression import Levels, LevelsLayout, Payload, Quantize
+from fedsim.compression import Levels, LevelsLayout, Payload, Quantize, compress_difference, weighted_sums
 from fedsim.errors import DivergedError, WireError
+from fedsim.flat import tree_sum
 from fedsim.randomness import SERVER, Purpose, Stream
 from fedsim.wire import coding
 
@@ -186,6 +187,49 @@ def test_upload_with_memory(cohort: tuple[Tensor, Tensor, Quantize, Stream, Tens
     assert octets(one[1].memory) == octets(other[1].memory)
 
 
+@settings(max_examples=300)
+@given(cohorts(), st.integers(1, 3), st.booleans())
+def test_weighted_sums(cohort: tuple[Tensor, Tensor, Quantize, Stream, Tensor], sums: int, repeated: bool) -> None:
+    """Cohorts of 0 to 3 clients, or 5 to 23 when their rows are repeated, of one portion of columns and more."""
+    rows, _, quantizer, stream, clients = cohort
+    if repeated:
+        rows, clients = rows.repeat(7, 1)[: 7 * len(rows) + 2], clients.repeat(7)
+    payload = finite(lambda: quantizer.compress(rows, stream, clients))
+    if payload is None:
+        return
+    weights = torch.rand((sums, len(rows)), generator=torch.Generator().manual_seed(1), dtype=rows.dtype)
+    one, other = both(lambda: weighted_sums(quantizer, payload, weights))
+    assert octets(one) == octets(other)
+    for found, each in zip(one, weights, strict=True):
+        decoded = quantizer.decompress(payload, rows.dtype)
+        assert octets(found) == octets(tree_sum(each[:, None] * decoded, dim=0))
+
+
+@pytest.mark.parametrize("clients", [1, 2, 3, 5, 64, 129, 1000])
+def test_weighted_sums_of_many_clients(clients: int) -> None:
+    rows = torch.randn((clients, 333), generator=torch.Generator().manual_seed(clients))
+    for quantizer in (Quantize(3), Quantize(1, bucket=10)):
+        payload = quantizer.compress(rows, Stream(1, Purpose.UPLINK), torch.arange(clients))
+        weights = torch.rand((2, clients))
+        one, other = both(lambda q=quantizer, p=payload, w=weights: weighted_sums(q, p, w))
+        assert octets(one) == octets(other)
+
+
+def test_kernels_refuse_shapes_that_do_not_fit() -> None:
+    """They check no bounds themselves."""
+    quantizer, noise, rows = Quantize(), Stream(1, Purpose.UPLINK), torch.ones(2, 5)
+    with pytest.raises(ValueError, match=r"shapes \[\[2, 5\], \[2, 5\], \[3\]\], expected \[n, 5\] twice and \[n\]"):
+        quantizer.compress(rows, noise, torch.arange(3))
+    with pytest.raises(ValueError, match=r"\[2, 4\]"):
+        quantizer.quantize(rows, torch.ones(2, 4), 0.5, noise, torch.arange(2))
+    payload = quantizer.compress(rows, noise, torch.arange(2))
+    assert isinstance(payload, Levels)
+    with pytest.raises(ValueError, match=r"\[\[2, 5\], \[2, 1\], \[3\]\], which do not fit LevelsLayout"):
+        weighted_sums(quantizer, payload, torch.ones(1, 3))
+    with pytest.raises(WireError, match="of another layout"):
+        weighted_sums(Quantize(2), payload, torch.ones(1, 2))
+
+
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3.4e38])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -201,7 +245,7 @@ def test_diverged(value: float, dtype: torch.dtype, norm: str, at: int) -> None:
     )
     plain = both(lambda: finite(lambda: quantizer.compress(rows, noise, clients)))
     with_memory = both(
-        lambda: finite(lambda: quantizer.compress_difference(rows, torch.zeros_like(rows), 0.5, noise, clients))
+        lambda: finite(lambda: compress_difference(quantizer, rows, torch.zeros_like(rows), 0.5, noise, clients))
     )
     passes = norm == "linf" and np.isfinite(value)
     assert [found is not None for found in (*plain, *with_memory)] == 4 * [passes]
@@ -213,8 +257,8 @@ def test_rows_in_any_memory_layout() -> None:
     for rows in (wide.T[::2], wide[:, 0].expand(4, -1), wide[:4].T[:4].to(torch.float64)):
         for quantizer in (Quantize(3), Quantize(3, bucket=5)):
             one, other = both(
-                lambda quantizer=quantizer, rows=rows: quantizer.compress_difference(
-                    rows, 0.5 * rows, 0.3, noise, clients
+                lambda quantizer=quantizer, rows=rows: compress_difference(
+                    quantizer, rows, 0.5 * rows, 0.3, noise, clients
                 )
             )
             assert same(one[0], other[0])
