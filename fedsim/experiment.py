@@ -70,6 +70,8 @@ class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         chunk: clients computed at once: 1 is the sequential reference, more stacks them (equal up to rounding).
         evaluate_every: rounds between evaluations of the loss.
         checkpoint_every: rounds between checkpoints; a killed run repeats at most so many rounds.
+        wire: "counted": only the lengths of messages are computed; "real": every message is made, sent and read. The
+            same model and ledger, the second much slower.
         baseline: after the run, also run it uncompressed until it reaches the same loss, and compare the bytes.
     """
 
@@ -79,6 +81,7 @@ class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chunk: Annotated[int, msgspec.Meta(ge=1)] = 1
     evaluate_every: Annotated[int, msgspec.Meta(ge=1)] = 10
     checkpoint_every: Annotated[int, msgspec.Meta(ge=1)] = 50
+    wire: Literal["counted", "real"] = "counted"
     baseline: bool = False
 
 
@@ -124,7 +127,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def identifier(self) -> bytes:
         """8 bytes that name the experiment: a hash of its complete form. What only says how to run is left out."""
         table = self.table()
-        del table["run"]["checkpoint_every"], table["run"]["baseline"], table["run"]["evaluate_every"]
+        for how in ("checkpoint_every", "evaluate_every", "wire", "baseline"):
+            del table["run"][how]
         return hashlib.blake2b(msgspec.json.encode(table, order="deterministic"), digest_size=8).digest()
 
 

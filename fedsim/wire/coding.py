@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -39,6 +40,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim import kernels
 from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout
 from fedsim.errors import WireError
 from fedsim.wire.bits import (
@@ -63,6 +65,7 @@ _BLOCK = 2**22
 _FLOATS: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype("<f4"), torch.float64: np.dtype("<f8")}
 
 
+@cache
 def longest(layout: Layout) -> int:
     """Bytes that no message of this layout exceeds (a dense row has as many). Raises WireError if it has no format."""
     if isinstance(layout, ValuesLayout):
@@ -84,7 +87,14 @@ def size(payload: Payload) -> Tensor:
         return torch.full((len(payload.values),), 8 * longest(payload.layout))
     levels, norms = _levels(payload)
     octets = np.zeros(len(levels), np.int64)
-    for block in _blocks(levels):
+    if kernels.available(payload.levels):
+        from fedsim.kernels import rice
+
+        layout = payload.layout
+        rice.body_bytes(levels, norms, layout.levels, layout.bucket, _header_bits(layout), _dense_bits(layout), octets)
+        if not (octets == rice.REFUSED).any():
+            return torch.from_numpy(8 * (4 * layout.buckets + octets))
+    for block in _blocks(levels):  # refuses what a kernel refuses, and says why
         octets[block] = (_plan(levels[block], norms[block], payload.layout).bits + 7) // 8
     return torch.from_numpy(8 * (4 * payload.layout.buckets + octets))
 
@@ -276,6 +286,7 @@ def _header_bits(layout: LevelsLayout) -> int:
     return 8 if layout.levels > 1 else 4
 
 
+@cache
 def _dense_bits(layout: LevelsLayout) -> int:
     return 4 + grouped_length(layout.d, 2 * layout.levels + 1)
 
