@@ -41,7 +41,7 @@ def heres() -> list[Here]:
 
 
 def test_the_control_is_what_salr_measures_with_a_short_probe() -> None:
-    """S = 2 n gamma ||g|| + O(gamma^3), so the factors agree; on other batches than SALR's they would not."""
+    """S = 2 n gamma ||g|| + O(gamma^3), so the factors agree; they differ from batch to batch."""
     short, control = Salr(probe=1e-4, period=1, cap=2.0), GradientNorm(period=1, cap=2.0)
     notes: Notes = {}
     others: Notes = {}
@@ -53,8 +53,8 @@ def test_the_control_is_what_salr_measures_with_a_short_probe() -> None:
         assert cost == 6
         seen.append(found)
     assert seen[0] == 0.5
-    assert max(seen) == 1.0
-    assert min(seen) < 0.25
+    assert max(seen) == 1.0, "the cap is reached"
+    assert len(set(seen)) == len(seen)
 
 
 def test_the_control_measures_every_other_step() -> None:
