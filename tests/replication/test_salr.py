@@ -80,7 +80,9 @@ def test_the_arms_differ_in_what_they_should(wire: str) -> None:
     # At the same batches: 12 gradients of the batch for SALR, 1 for the control.
     assert probed.gradients - base.gradients == pytest.approx(12 * (control.gradients - base.gradients))
     assert found[COSTLY].gradients == pytest.approx(probed.gradients, abs=base.gradients / TINY.rounds / 2 + 1e-9)
-    assert found[COSTLY].bytes > 3 * base.bytes
+    assert found[COSTLY].bytes > base.bytes
+    if wire == "exact":  # artemis sends the whole model once, then updates
+        assert found[COSTLY].bytes / base.bytes == pytest.approx(found[COSTLY].gradients / base.gradients)
     assert found[SALR].gradients == probed.gradients
     assert found[OWN_BASE].gradients == base.gradients
     for arm in (SALR, OWN_BASE, OWN_SALR, OWN_NORM):
