@@ -15,9 +15,9 @@ eta has the lowest training loss of "base" on a seed that is not used otherwise,
 "salr": the steps of SALR reach up to 5 times eta, so a step just short enough for "base" may be too long for it. Both
 are tuned without compression. "norm" is the control, eta ||g|| / running median of ||g||, as often and within the same
 bounds as SALR: with n1 = n2 = n probe steps S = 2 n gamma ||g|| + O(gamma^3), so away from a minimum SALR can only know
-the norm of the gradient. Nothing is promised: the tables of SALR's paper were not at hand, its claim is less sharpness
-and no more test error at equal epochs. A model that learned nothing lies flat: sharpness means something only beside
-the loss.
+the norm of the gradient. No published number is compared; the claim of SALR's paper
+is less sharpness and no more test error at equal epochs. A model that learned nothing lies flat, so sharpness means
+something only beside the loss.
 
 Sharpness is Keskar's, on the training loss of all clients: ``tests.replication.keskar``. Intervals are Student's, 95 %.
 
