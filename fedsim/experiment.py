@@ -43,6 +43,9 @@ TAGS = {
 CHANNELS: dict[str, type[msgspec.Struct]] = {"uplink": Uplink, "downlink": Downlink}
 """Tables in which the compressor's own keys stand beside the channel's."""
 
+EITHER = {"local": ("steps", "epochs")}
+"""Keys of which one replaces the other when it is named alone."""
+
 IMPLIED: dict[str, Table] = {
     "breast-cancer": {"task": {"kind": "logistic"}, "partition": {"clients": 10}, "participation": {"scheme": "full"}},
     "libsvm": {"task": {"kind": "logistic"}},
@@ -192,6 +195,9 @@ def overlay(below: Table, above: Table) -> Table:
         if value.get(tag, old.get(tag)) != old.get(tag):
             own = CHANNELS[key].__struct_fields__ if key in CHANNELS else ()
             old = {name: kept for name, kept in old.items() if name in own}
+        either = EITHER.get(key, ())
+        if any(name in value for name in either):
+            old = {name: kept for name, kept in old.items() if name not in either}
         result[key] = {**old, **value}
     return result
 
