@@ -31,18 +31,19 @@ def quantize(
     """
     from fedsim.kernels import quantize as kernel
 
-    shapes = [list(part.shape) for part in (rows, rows if memory is None else memory, clients)]
-    if shapes != [[len(rows), layout.d]] * 2 + [[len(rows)]]:  # kernels check no bounds
+    n, d = rows.shape
+    before = rows if memory is None else memory
+    if d != layout.d or before.shape != rows.shape or clients.shape[0] != n:  # kernels check no bounds
+        shapes = [list(part.shape) for part in (rows, before, clients)]
         raise ValueError(f"rows, memory and clients have shapes {shapes}, expected [n, {layout.d}] twice and [n]")
     numbers = np.ascontiguousarray(rows.detach().numpy())
     kind = numbers.dtype.type
-    before = np.empty((0, layout.d), kind) if memory is None else np.ascontiguousarray(memory.numpy())
-    after = np.empty_like(before)
-    levels = np.empty((len(rows), layout.d), np.int32)
-    norms = np.empty((len(rows), layout.buckets), np.float32)
+    old = np.empty((0, d), kind) if memory is None else np.ascontiguousarray(memory.numpy())
+    after = np.empty_like(old)
+    levels, norms = np.empty((n, d), np.int32), np.empty((n, layout.buckets), np.float32)
     finite = kernel.quantize(
         numbers,
-        before,
+        old,
         after,
         (numbers if memory is None else after).view(_WHOLE[rows.dtype]),
         np.ascontiguousarray(clients.numpy(), np.int64),
@@ -62,9 +63,9 @@ def weighted_sums(payload: Levels, weights: Tensor) -> Tensor:
     """Sums over the rows of a payload, n >= 1, of weight times what the row decodes to. float[m, n] -> float[m, d]."""
     from fedsim.kernels import average as kernel
 
-    n, layout = len(payload.levels), payload.layout
-    shapes = [list(part.shape) for part in (payload.levels, payload.norms, weights[0])]
-    if shapes != [[n, layout.d], [n, layout.buckets], [n]]:  # kernels check no bounds
+    layout, n = payload.layout, weights.shape[1]
+    if payload.levels.shape != (n, layout.d) or payload.norms.shape != (n, layout.buckets):  # kernels check no bounds
+        shapes = [list(part.shape) for part in (payload.levels, payload.norms, weights[0])]
         raise ValueError(f"levels, norms and weights of a row have shapes {shapes}, which do not fit {layout}")
     factors = np.ascontiguousarray(weights.numpy())
     sums = np.empty((len(factors), layout.d), factors.dtype)

@@ -72,9 +72,14 @@ def _round_up(exact: float) -> np.float32:
 
 
 @compiled
-def _norms(row: Rows, bits: Counts, bucket: int, linf: bool, scratch: NDArray[np.float64], out: Norms) -> bool:
-    """One norm for each bucket of a row, rounded up; False where one is not finite. bits: the row as whole numbers."""
-    d, finite, peak = len(row), True, np.empty(1, row.dtype)
+def _norms(
+    row: Rows, bits: Counts, bucket: int, linf: bool, peak: Rows, scratch: NDArray[np.float64], out: Norms
+) -> bool:
+    """One norm for each bucket of a row, rounded up; False where one is not finite.
+
+    bits: the row as whole numbers. peak: scratch of one number.
+    """
+    d, finite = len(row), True
     for k in range(len(out)):
         start, stop = k * bucket, min(d, (k + 1) * bucket)
         exact = 0.0
@@ -144,14 +149,14 @@ def quantize(
     """
     n, d = rows.shape
     scratch = np.empty(bucket // 2 + 1, np.float64)
-    words, kind = np.empty(philox.PORTION, np.uint32), rows.dtype.type
+    words, peak, kind = np.empty(philox.PORTION, np.uint32), np.empty(1, rows.dtype), rows.dtype.type
     for i in range(n):
         row = rows[i]
         if len(memory):
             row = after[i]
             for j in range(d):
                 row[j] = rows[i, j] - memory[i, j]
-        if not _norms(row, bits[i], bucket, linf, scratch, norms[i]):
+        if not _norms(row, bits[i], bucket, linf, peak, scratch, norms[i]):
             return False
         for start in range(0, d, philox.PORTION):
             stop = min(d, start + philox.PORTION)

@@ -22,13 +22,13 @@ from fedsim.wire import coding
 from fedsim.wire.frame import HEADER_BYTES, Frame, Kind, decode_frame, encode_frame
 from fedsim.wire.link import End, Reception, Sender, receive
 
-Lengths = NDArray[np.int64]
-"""int64[n, 2]: bytes of each body, and of its frame."""
+Lengths = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""int64[n] each: bytes of the bodies, and of their frames."""
 
 
 def framed(bodies: NDArray[np.int64]) -> Lengths:
     """Bytes of each body, int64[n], with those of its frame."""
-    return np.stack((bodies, bodies + HEADER_BYTES), axis=1)
+    return bodies, bodies + HEADER_BYTES
 
 
 def exchange(setup: Setup, state: State, cohort: Cohort, payload: Payload, kind: Kind) -> tuple[Payload, Lengths]:
@@ -48,22 +48,22 @@ def update_bytes(setup: Setup, update: Payload) -> int:
 
 def uplink_lines(round: int, kind: Entry, cohort: Cohort, lengths: Lengths, formula: float) -> Lines:
     """The ledger's lines for one upload a client. formula: bits of each."""
-    n = len(lengths)
+    bodies, frames = lengths
     return Lines(
         round=round,
         direction=Direction.UP,
         kind=kind,
         clients=cohort.clients.cpu().numpy(),
-        messages=np.ones(n, np.int64),
-        formula_bits=np.full(n, formula),
-        payload_bits=8 * lengths[:, 0],
-        frame_bytes=lengths[:, 1],
+        messages=np.ones_like(bodies),
+        formula_bits=np.full(len(bodies), formula),
+        payload_bits=8 * bodies,
+        frame_bytes=frames,
     )
 
 
 def _send(setup: Setup, state: State, cohort: Cohort, payload: Payload, kind: Kind) -> tuple[Payload, Lengths]:
     """Rows -> frames -> bytes -> frames -> rows."""
-    bodies, lengths = [], []
+    bodies, frames = [], []
     limit = coding.longest(payload.layout)
     for client, message in zip(cohort.clients.tolist(), coding.encode(payload), strict=True):
         server_end = state.store.end(client)
@@ -76,5 +76,6 @@ def _send(setup: Setup, state: State, cohort: Cohort, payload: Payload, kind: Ki
             raise AssertionError(f"client {client} and the server have parted in one process")
         state.store.set_end(client, sender.settle(server_end.after(frame.body)).end)
         bodies.append(frame.body)
-        lengths.append((len(frame.body), len(sent)))
-    return coding.decode(bodies, payload.layout), np.array(lengths, np.int64).reshape(-1, 2)
+        frames.append(len(sent))
+    lengths = np.array([len(body) for body in bodies], np.int64), np.array(frames, np.int64)
+    return coding.decode(bodies, payload.layout), lengths

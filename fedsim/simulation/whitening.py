@@ -129,8 +129,8 @@ def pooling_lines(setup: Setup, state: State, cohort: Cohort, lengths: Lengths, 
     received = replace(
         sent,
         direction=Direction.DOWN,
-        payload_bits=np.full(len(lengths), 8 * (down - HEADER_BYTES)),
-        frame_bytes=np.full(len(lengths), down),
+        payload_bits=np.full_like(lengths[0], 8 * (down - HEADER_BYTES)),
+        frame_bytes=np.full_like(lengths[0], down),
     )
     return [sent, received]
 

@@ -85,16 +85,11 @@ def size(payload: Payload) -> Tensor:
     if isinstance(payload, Values):
         _check_values(payload)
         return torch.full((len(payload.values),), 8 * longest(payload.layout))
+    if kernels.available(payload.levels) and (bits := _compiled_size(payload)) is not None:
+        return bits
     levels, norms = _levels(payload)
     octets = np.zeros(len(levels), np.int64)
-    if kernels.available(payload.levels):
-        from fedsim.kernels import rice
-
-        layout = payload.layout
-        rice.body_bytes(levels, norms, layout.levels, layout.bucket, _header_bits(layout), _dense_bits(layout), octets)
-        if not (octets == rice.REFUSED).any():
-            return torch.from_numpy(8 * (4 * layout.buckets + octets))
-    for block in _blocks(levels):  # refuses what a kernel refuses, and says why
+    for block in _blocks(levels):
         octets[block] = (_plan(levels[block], norms[block], payload.layout).bits + 7) // 8
     return torch.from_numpy(8 * (4 * payload.layout.buckets + octets))
 
@@ -251,7 +246,20 @@ def _check_values(payload: Values) -> None:
         raise WireError(f"values are {values.dtype}{list(values.shape)}, expected {layout.dtype}[n, {layout.d}]")
 
 
-def _levels(payload: Levels) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def _compiled_size(payload: Levels) -> Tensor | None:
+    """As ``size``; None where that has something to refuse."""
+    from fedsim.kernels import rice
+
+    _check_shapes(payload)
+    layout, octets = payload.layout, np.empty(len(payload.levels), np.int64)
+    levels, norms = (np.ascontiguousarray(part.detach().numpy()) for part in (payload.levels, payload.norms))
+    fits = rice.message_bytes(
+        levels, norms, layout.levels, layout.bucket, _header_bits(layout), _dense_bits(layout), octets
+    )
+    return torch.from_numpy(8 * octets) if fits else None
+
+
+def _check_shapes(payload: Levels) -> None:
     longest(payload.layout)
     levels, norms, layout = payload.levels, payload.norms, payload.layout
     if levels.ndim != 2 or levels.shape[1] != layout.d or levels.dtype != torch.int32:
@@ -259,6 +267,11 @@ def _levels(payload: Levels) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     if norms.shape != (len(levels), layout.buckets) or norms.dtype != torch.float32:
         shape = [len(levels), layout.buckets]
         raise WireError(f"norms are {norms.dtype}{list(norms.shape)}, expected torch.float32{shape}")
+
+
+def _levels(payload: Levels) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    _check_shapes(payload)
+    levels, norms = payload.levels, payload.norms
     numbers = np.ascontiguousarray(norms.detach().cpu().numpy())
     # as an unsigned word, every float that is infinite, NaN or signed (also -0.0) is at least that of +infinity
     if (numbers.view(np.uint32) >= 0x7F800000).any():

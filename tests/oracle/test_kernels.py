@@ -284,7 +284,12 @@ def test_lengths_of_levels_of_any_density(density: float, levels: int) -> None:
         assert one.tolist() == [8 * len(message) for message in coding.encode(payload)]
 
 
-@pytest.mark.parametrize(("level", "norm"), [(3, 1.0), (-3, 1.0), (-(2**31), 1.0), (1, 0.0)])
+NO_NORMS = (float("inf"), float("-inf"), float("nan"), -0.0, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("level", "norm"), [(3, 1.0), (-3, 1.0), (-(2**31), 1.0), (1, 0.0), *((0, norm) for norm in NO_NORMS)]
+)
 def test_a_payload_that_has_no_length(level: int, norm: float) -> None:
     layout = LevelsLayout(4, levels=2, bucket=2)
     levels = torch.tensor([[0, 0, 0, 0], [1, 0, level, 0]], dtype=torch.int32)
