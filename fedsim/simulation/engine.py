@@ -29,7 +29,6 @@ from fedsim.simulation import whitening
 from fedsim.simulation.exchange import exchange, uplink_lines
 from fedsim.simulation.setup import Setup
 from fedsim.simulation.state import NEVER, State
-from fedsim.solvers.local import solve
 from fedsim.wire import coding
 from fedsim.wire.frame import HEADER_BYTES, Kind
 
@@ -60,12 +59,10 @@ def _play(setup: Setup, state: State, t: int, step: float) -> Round:
         lines += whitening.refresh(setup, state, cohort)
     method = whitening.method_of(setup, state)
     if len(cohort.clients):
-        solution = solve(
-            setup.task,
-            setup.federation,
+        solution = setup.solve(
+            whitening.plan_of(setup, state),
             state.server.model.expand(len(cohort.clients), -1),
             cohort.clients,
-            whitening.plan_of(setup, state),
             setup.stream(Purpose.BATCH, t),
             state.store.solvers,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,10 +33,10 @@ COPIED, FOUND = 2**18, 2**17
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some steps. features: [S, a, B, *shape]; targets: [S, a, B]; weights: [S, a, B].
+    """Some steps: their samples, one after another. features: [R, *shape]; targets: int64[R] or float[R]; weights: [R].
 
-    going, widths: clients that take the step, and the longest of their batches. With ``same`` S is 1, and every step
-    uses it.
+    going: clients that take each step; widths: the longest of their batches, so R is the sum of their products. With
+    ``same`` every step uses the same samples, which are there once.
     """
 
     features: Tensor
@@ -44,6 +45,14 @@ class Page:
     going: list[int]
     widths: list[int]
     same: bool
+
+    def split(self, part: Tensor) -> Iterator[Tensor]:
+        """[R, ...] -> [a, B, ...] for each step; ``part`` is one of the above, or made of one row by row."""
+        shapes = zip(self.going, self.widths, strict=True)
+        if self.same:
+            return repeat(part.view(self.going[0], self.widths[0], *part.shape[1:]), len(self.going))
+        pieces = part.split([a * width for a, width in zip(self.going, self.widths, strict=True)])
+        return (piece.view(*shape, *part.shape[1:]) for piece, shape in zip(pieces, shapes, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +117,11 @@ class Course:
     def _whole(self, dtype: torch.dtype) -> Page:
         """All samples of everybody, in every step."""
         federation, n, width = self.federation, self.sizes, int(self.sizes.max())
-        steps = np.arange(int(self.steps[0]))
-        going = (self.steps > steps[:, None]).sum(axis=1).tolist()
+        going, count = [len(n)] * int(self.steps[0]), len(n) * width
         if bool((n == width).all()) and bool((np.diff(self.starts) == width).all()):
-            some = slice(int(self.starts[0]), int(self.starts[0]) + len(n) * width)
-            features = federation.features[some].view(1, len(n), width, *federation.features.shape[1:])
-            targets = federation.targets[some].view(1, len(n), width)
-            weights = torch.full((1, 1, 1), 1 / width, dtype=dtype, device=targets.device).expand(1, len(n), width)
+            some = slice(int(self.starts[0]), int(self.starts[0]) + count)
+            features, targets = federation.features[some], federation.targets[some]
+            weights = torch.full((count,), 1 / width, dtype=dtype, device=targets.device)
             return Page(features, targets, weights, going, [width] * len(going), same=True)
         places = np.broadcast_to(np.arange(width), (1, len(n), width))
         (page,) = self._copied(places, n[None], 0, dtype)
@@ -131,30 +138,30 @@ class Course:
     def _copied(self, places: Ints, counts: Ints, first: int, dtype: torch.dtype) -> Iterator[Page]:
         """The pages of steps whose samples are found."""
         federation, (steps, a, width) = self.federation, places.shape
-        device, shape = federation.features.device, federation.features.shape[1:]
-        going = (self.steps[:a] > first + np.arange(steps)[:, None]).sum(axis=1)
-        real = np.arange(width) < counts[:, :, None]
-        rows = torch.from_numpy(np.where(real, places, 0) + self.starts[:a, None]).to(device)
+        features, column = federation.features, np.arange(width)
+        takes = self.steps[:a] > first + np.arange(steps)[:, None]
+        going, widths = takes.sum(axis=1), (takes * counts).max(axis=1)
+        real = column < counts[:, :, None]
+        kept = takes[:, :, None] & (column < widths[:, None, None])
+        rows = torch.from_numpy((np.where(real, places, 0) + self.starts[:a, None])[kept]).to(features.device)
         if self.plan.order is None:
             each = 1 / counts
         else:
             each = np.broadcast_to(-(-self.sizes[:a] // self.batches[:a]) / self.sizes[:a], counts.shape)
-        weights = torch.from_numpy(real * each[:, :, None]).to(device=device, dtype=dtype)
-        targets = federation.targets.index_select(0, rows.view(-1)).view(rows.shape)
-        takes = np.arange(a) < going[:, None]
-        widths = np.where(takes, counts, 0).max(axis=1)
-        at_once = max(1, COPIED // max(1, a * width * shape.numel()))
+        weights = torch.from_numpy((real * each[:, :, None])[kept]).to(device=features.device, dtype=dtype)
+        targets = federation.targets.index_select(0, rows)
+        at_once = max(1, COPIED // max(1, a * width * features.shape[1:].numel()))
+        ends = np.cumsum(going * widths).tolist()
         for start in range(0, steps, at_once):
-            some = slice(start, start + at_once)
-            left, wide = int(going[start]), int(widths[some].max())
-            chosen = rows[some, :left, :wide]
-            features = federation.features.index_select(0, chosen.reshape(-1)).view(*chosen.shape, *shape)
+            stop = min(start + at_once, steps)
+            some = slice(ends[start - 1] if start else 0, ends[stop - 1])
+            copied = features.index_select(0, rows[some])
             yield Page(
-                features,
-                targets[some, :left, :wide],
-                weights[some, :left, :wide],
-                going[some].tolist(),
-                widths[some].tolist(),
+                copied,
+                targets[some],
+                weights[some],
+                going[start:stop].tolist(),
+                widths[start:stop].tolist(),
                 same=False,
             )
 

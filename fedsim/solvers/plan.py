@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from fedsim.solvers.memory import Memory
 from fedsim.solvers.order import FRESH, Order
 from fedsim.solvers.rate import Constant, Harmonic, RateRule, rule_of
 from fedsim.solvers.step import Direction
+from fedsim.tasks.stack import Walkers
 
 
 class Local(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,17 +91,22 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Where a cohort's results go. direction: float[n, d]; losses: float[n]."""
+    """Where a cohort's results go. direction: float[n, d]; losses: float[n]. scratch: buffers of the executor."""
 
     direction: Tensor
     losses: Tensor
+    scratch: dict[bool, Walkers] = field(default_factory=dict)
 
     @staticmethod
     def like(models: Tensor) -> Rows:
         """New rows for models float[n, d]."""
-        return Rows(
-            torch.empty(models.shape, dtype=models.dtype, device=models.device), models.new_empty(models.shape[0])
-        )
+        if models.device.type == "cpu":
+            # numpy asks for huge pages: a fresh page for every 4 KiB costs more than what is written there.
+            kind = np.float64 if models.dtype == torch.float64 else np.float32
+            direction = torch.from_numpy(np.empty(tuple(models.shape), kind))
+        else:
+            direction = torch.empty(models.shape, dtype=models.dtype, device=models.device)
+        return Rows(direction, models.new_empty(models.shape[0]))
 
 
 Group = list[int]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.randomness import Stream
-from fedsim.solvers.course import Course, Ints, Page, batches_of, steps_of
+from fedsim.solvers.course import Course, Ints, batches_of, steps_of
 from fedsim.solvers.direction import Gradient, Momentum, Sam, direction_of
 from fedsim.solvers.memory import Memory, Notes
 from fedsim.solvers.plan import Ask, Done, Group, Plan, Rows
@@ -34,6 +34,9 @@ Floats = NDArray[np.float64]
 
 PADDED = 2**22
 """Numbers of features in one step of a group, padding included; a single client may have more."""
+
+LONG_ROW = 2**13
+"""Coordinates from which a row is written where it belongs; of shorter ones it is quicker to copy a group at once."""
 
 NOTHING = Memory()
 
@@ -70,13 +73,28 @@ def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group:
     some = slice(group[0], group[0] + len(group)) if beside else torch.tensor(group, device=ask.models.device)
     shared = ask.models.stride(0) == 0
     models = ask.models[: len(group)] if shared else ask.models[some]
-    out = rows.direction[some] if beside else torch.empty_like(rows.direction[: len(group)])
     if isinstance(plan.direction, Gradient) and task.stack is not None:
-        losses = descend(task.stack, models, course, ask.stream, out)
+        walkers = _room(task.stack, course, rows, models)
+        losses, factors = descend(task.stack, models, course, ask.stream, walkers)
+
+        def write(out: Tensor, first: int) -> None:
+            last = first + out.shape[0]
+            walkers.write(out, first)
+            if factors is not None:
+                out.mul_(_column(factors[first:last], out)[:, 0])
+
+        if beside:
+            write(rows.direction[some], 0)
+        elif task.dim < LONG_ROW:
+            out = torch.empty_like(rows.direction[: len(group)])
+            write(out, 0)
+            rows.direction[some] = out
+        else:
+            for i, place in enumerate(group):
+                write(rows.direction[place : place + 1], i)
     else:
-        walk = _Walk(task, course, models.clone())
-        losses = walk.run(ask.stream, out, notes)
-    if not beside:
+        out = torch.empty_like(rows.direction[: len(group)])
+        losses = _Walk(task, course, models.clone()).run(ask.stream, out, notes)
         rows.direction[some] = out
     rows.losses[some] = losses
     samples = course.samples
@@ -102,7 +120,8 @@ class Steps:
         if not isinstance(self.rate, Harmonic):
             return np.full(len(self.course.clients), self.base)
         late = np.maximum(0, self.course.done + h - self.rate.hold)
-        return np.asarray(np.minimum(self.base, 1 / (self.rate.mu * (1 + self.rate.factor * late))), dtype=np.float64)
+        etas: Floats = np.minimum(self.base, 1.0 / (self.rate.mu * (1.0 + self.rate.factor * late.astype(np.float64))))
+        return etas
 
     def shares(self, h: int, a: int, like: Tensor) -> Tensor | None:
         """eta_h / eta_0 of the first ``a`` clients, [a, 1, 1]; None where all are 1."""
@@ -113,25 +132,35 @@ class Steps:
         if self.same is not None:
             return self.course.steps.astype(np.float64)
         steps = self.course.steps
-        return np.sum([(steps > h) * self.at(h) / self.unit for h in range(int(steps[0]))], axis=0)
+        found: Floats = np.sum([(steps > h) * self.at(h) / self.unit for h in range(int(steps[0]))], axis=0)
+        return found
 
 
-def descend(stack: Stack, models: Tensor, course: Course, stream: Stream, out: Tensor) -> Tensor:
-    """What is sent goes into ``out``, float[c, d]; returns the first losses, float[c]. models: float[c, d]."""
-    steps, plan, count, top = Steps(course), course.plan, models.shape[0], int(course.steps[0])
+def _room(stack: Stack, course: Course, rows: Rows, like: Tensor) -> Walkers:
+    """Room for a group's models, used again by the next group."""
     # With one step the models need not move, and the sum is the gradient itself.
-    summed = plan.local.send == "direction" or top == 1
-    walkers = Walkers.room(stack, count, summed, models)
+    summed = course.plan.local.send == "direction" or int(course.steps[0]) == 1
+    found = rows.scratch.get(summed)
+    if found is None or found.room < len(course.clients):
+        found = rows.scratch[summed] = Walkers.of(stack, len(course.clients), summed, like)
+    return found
+
+
+def descend(
+    stack: Stack, models: Tensor, course: Course, stream: Stream, walkers: Walkers
+) -> tuple[Tensor, Floats | None]:
+    """(first losses float[c], what rows of ``walkers`` are multiplied by, if at all). models: float[c, d]."""
+    steps, plan, count, top = Steps(course), course.plan, models.shape[0], int(course.steps[0])
+    summed = walkers.total is not None
     walkers.load(models)
     first, h, a = models.new_zeros(count), 0, count
     for page in course.pages(stream, models.dtype):
-        answers, weights = stack.head.answers(page.targets, models.dtype), page.weights[..., None]
-        for i, (going, width) in enumerate(zip(page.going, page.widths, strict=True)):
-            if going != a:
-                a = going
+        answers, features = stack.head.answers(page.targets, models.dtype), page.features.flatten(1)
+        parts = [page.split(part) for part in (features, answers, page.weights[:, None])]
+        for x, y, weight in zip(*parts, strict=True):
+            if x.shape[0] != a:
+                a = x.shape[0]
                 walkers.keep(a)
-            x, y, weight = (_cut(part, 0 if page.same else i, a, width) for part in (page.features, answers, weights))
-            x = x.flatten(2) if x.dim() > 3 else x
             etas = None if steps.same is not None else _column(steps.at(h)[:a], models)
             shares = None if not summed else steps.shares(h, a, models)
             scale = shares if summed else etas
@@ -151,12 +180,10 @@ def descend(stack: Stack, models: Tensor, course: Course, stream: Stream, out: T
             else:
                 assert etas is not None
                 walkers.descend(inputs, errors, 1.0, 1 - etas * stack.l2 if stack.l2 else 1.0)
-    walkers.write(out)
-    if plan.local.send == "direction":
-        _divide(out, steps.lengths())
-    elif summed:
-        out.mul_(_column(steps.unit, models)[:, 0])
-    return first
+    if not summed:
+        return first, None
+    factors = 1 / steps.lengths() if plan.local.send == "direction" else steps.unit
+    return first, factors if bool((factors != 1).any()) else None
 
 
 class _Walk:
@@ -176,8 +203,8 @@ class _Walk:
             velocity, spans = _velocities(notes, models)
         lengths, first = np.zeros(len(course.clients)), models.new_zeros(models.shape[0])
         for page in course.pages(stream, models.dtype):
-            for i, (a, width) in enumerate(zip(page.going, page.widths, strict=True)):
-                batch = _batch(page, 0 if page.same else i, a, width)
+            parts = [page.split(part) for part in (page.features, page.targets, page.weights)]
+            for batch, a in zip(map(Batch, *parts), page.going, strict=True):
                 rows, losses = self.gradients(models[:a], batch)
                 if h == 0:
                     first = losses if plan.order is None else self._balanced(batch, losses)
@@ -234,18 +261,6 @@ def _velocities(notes: list[Notes], models: Tensor) -> tuple[Tensor, Floats]:
         if "velocity" in note:
             velocity[i], spans[i] = note["velocity"][0].to(models), float(note["length"])
     return velocity, spans
-
-
-def _batch(page: Page, i: int, a: int, width: int) -> Batch:
-    return Batch(*(_cut(part, i, a, width) for part in (page.features, page.targets, page.weights)))
-
-
-def _cut(part: Tensor, i: int, a: int, width: int) -> Tensor:
-    """Step i of [S, c, B, ...] for the first ``a`` clients, without the padding that all of them have."""
-    step = part[i]
-    if step.shape[0] != a:
-        step = step[:a]
-    return step if step.shape[1] == width else step[:, :width]
 
 
 def _column(numbers: Floats | Ints, like: Tensor) -> Tensor:

@@ -167,10 +167,15 @@ class Walkers:
     _sum: Blocks | None = field(init=False)
 
     @staticmethod
-    def room(stack: Stack, count: int, summed: bool, like: Tensor) -> Walkers:
+    def of(stack: Stack, count: int, summed: bool, like: Tensor) -> Walkers:
         """For up to ``count`` models at once. summed: whether gradients are summed."""
         total = Blocks.empty(stack, count, like) if summed else None
         return Walkers(stack, Blocks.empty(stack, count, like), total)
+
+    @property
+    def room(self) -> int:
+        """Models that there is room for."""
+        return self.models.weights[0].shape[0]
 
     def load(self, rows: Tensor) -> None:
         """Begin at rows, float[c, d], which must stay as they are until ``write``."""
@@ -235,16 +240,16 @@ class Walkers:
             else:
                 torch.sub(origin, total, alpha=unit, out=mine)
 
-    def write(self, rows: Tensor) -> None:
-        """The sum, or w_0 - w_H where there is none, into rows, float[c, d]."""
-        count, out = rows.shape[0], Blocks.views(self.stack, rows)
-        start, models = self._start.all(), self.models.prefix(count).all()
-        summed = None if self.total is None else self.total.prefix(count).all()
-        for i, target in enumerate(out.all()):
+    def write(self, rows: Tensor, first: int) -> None:
+        """The sum, or w_0 - w_H where there is none, of model ``first`` and those after it, into rows, float[k, d]."""
+        some = slice(first, first + rows.shape[0])
+        start, models = self._start.all(), self.models.all()
+        summed = None if self.total is None else self.total.all()
+        for i, target in enumerate(Blocks.views(self.stack, rows).all()):
             if summed is not None:
-                target.copy_(summed[i])
+                target.copy_(summed[i][some])
             else:
-                torch.sub(start[i], models[i], out=target)
+                torch.sub(start[i][some], models[i][some], out=target)
 
 
 def _forward(parts: Iterable[tuple[Tensor, Tensor | None]], features: Tensor) -> tuple[list[Tensor], Tensor]:

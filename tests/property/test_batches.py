@@ -13,7 +13,8 @@ from fedsim.data.examples import Dataset, Examples, Federation, federate
 from fedsim.randomness import Purpose, Stream
 from fedsim.solvers import Local, Plan
 from fedsim.solvers.batches import alone, choose
-from fedsim.solvers.course import Course, Page
+from fedsim.solvers.course import Course
+from fedsim.tasks.task import Batch
 
 F64 = torch.float64
 CLIENTS = st.lists(
@@ -71,13 +72,13 @@ def test_steps_rounds_and_clients_draw_different_batches() -> None:
     assert len(set(rows)) == 6
 
 
-def stacked(world: Federation, ids: Tensor, size: int) -> Page:
+def stacked(world: Federation, ids: Tensor, size: int) -> Batch:
     """The one step of a group; its clients stand in the order given."""
     clients = ids.numpy()
     (page,) = Course.of(world, Plan(Local(batch=size), 0.1, 2), clients, np.zeros_like(clients)).pages(
         stream(step=0), F64
     )
-    return page
+    return Batch(*(next(iter(page.split(part))) for part in (page.features, page.targets, page.weights)))
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 14), st.data())
@@ -90,11 +91,11 @@ def test_a_stack_holds_each_clients_own_batch(sizes: list[int], size: int, data:
         own = alone(world, ids[i : i + 1], size, F64)(stream(step=0))
         b = own.targets.shape[1]
         assert b == (min(size, sizes[client]) or sizes[client])
-        assert torch.equal(page.features[0, i, :b], own.features[0])
-        assert torch.equal(page.targets[0, i, :b], own.targets[0])
-        assert torch.equal(page.weights[0, i, :b], own.weights[0])
-        assert (page.weights[0, i, b:] == 0).all()
-        assert torch.isin(page.targets[0, i], world.shard(client).targets).all()
+        assert torch.equal(page.features[i, :b], own.features[0])
+        assert torch.equal(page.targets[i, :b], own.targets[0])
+        assert torch.equal(page.weights[i, :b], own.weights[0])
+        assert (page.weights[i, b:] == 0).all()
+        assert torch.isin(page.targets[i], world.shard(client).targets).all()
         assert (own.weights == 1 / b).all()
         assert own.targets[0].unique().numel() == b
 
@@ -105,7 +106,7 @@ def test_all_samples_of_one_client_or_of_equal_neighbours_are_views(size: int) -
     memory = world.features.untyped_storage().data_ptr()
     lone, page = alone(world, torch.tensor([3]), size, F64)(stream()), stacked(world, torch.tensor([1, 2]), size)
     assert lone.features.untyped_storage().data_ptr() == page.features.untyped_storage().data_ptr() == memory
-    assert torch.equal(page.targets[0], torch.arange(4, 12, dtype=F64).reshape(2, 4))
+    assert torch.equal(page.targets, torch.arange(4, 12, dtype=F64).reshape(2, 4))
     assert (page.weights == 0.25).all()
 
 
@@ -115,8 +116,8 @@ def test_other_stacks_are_not_mistaken_for_neighbours(ids: list[int]) -> None:
     page = stacked(world, torch.tensor(ids), 0)
     for i, client in enumerate(ids):
         shard = world.shard(client)
-        assert torch.equal(page.targets[0, i, : len(shard)], shard.targets)
-        assert torch.equal(page.features[0, i, : len(shard)], shard.features)
+        assert torch.equal(page.targets[i, : len(shard)], shard.targets)
+        assert torch.equal(page.features[i, : len(shard)], shard.features)
 
 
 def test_every_step_of_a_full_batch_reuses_it() -> None:
@@ -125,4 +126,4 @@ def test_every_step_of_a_full_batch_reuses_it() -> None:
     assert batches(stream(step=0)) is batches(stream(step=1))
     clients = np.array([0, 1])
     (page,) = Course.of(world, Plan(Local(steps=5), 0.1, 2), clients, np.zeros_like(clients)).pages(stream(), F64)
-    assert (page.same, page.going, page.features.shape[:3]) == (True, [2] * 5, (1, 2, 4))
+    assert (page.same, page.going, tuple(page.features.shape)) == (True, [2] * 5, (8, 2))

@@ -152,17 +152,17 @@ def compare_samples(local: Local, sizes: list[int], done: int) -> None:
     walks = [_batches(federation, int(i), plan, round_(3), F64, int(k)) for i, k in zip(ids, before, strict=True)]
     h, samples = 0, np.zeros(len(sizes), dtype=np.int64)
     for page in way.pages(round_(3), F64):
-        for s, (going, width) in enumerate(zip(page.going, page.widths, strict=True)):
-            at = 0 if page.same else s
+        parts = [page.split(part) for part in (page.features, page.targets, page.weights)]
+        for features, targets, weights, going, width in zip(*parts, page.going, page.widths, strict=True):
             assert going == np.count_nonzero(way.steps > h)
             for i in range(going):
                 own: Batch = walks[i](h)
                 b = own.targets.shape[1]
                 assert b <= width
-                assert torch.equal(page.targets[at, i, :b], own.targets[0])
-                assert torch.equal(page.features[at, i, :b], own.features[0])
-                torch.testing.assert_close(page.weights[at, i, :b], own.weights[0], rtol=1e-15, atol=0)
-                assert (page.weights[at, i, b:width] == 0).all()
+                assert torch.equal(targets[i, :b], own.targets[0])
+                assert torch.equal(features[i, :b], own.features[0])
+                torch.testing.assert_close(weights[i, :b], own.weights[0], rtol=1e-15, atol=0)
+                assert (weights[i, b:width] == 0).all()
                 samples[i] += b
             h += 1
     assert h == way.steps[0]
