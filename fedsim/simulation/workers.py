@@ -76,17 +76,18 @@ class Workers:
         except BaseException:
             self.close()
             raise
-        done: list[list[Done]] = [[] for _ in groups]
+        done: dict[int, Done] = {}
         for i in busy:
             if isinstance(answers[i], BaseException):
                 raise answers[i]
-            for g, found in zip(shares[i], answers[i], strict=True):
-                done[g] = found
-        return gathered(groups, done, Rows(self._rows.direction[:n], self._rows.losses[:n].clone()))
+            done |= zip(shares[i], answers[i], strict=True)
+        return gathered(
+            groups, [done[g] for g in range(len(groups))], Rows(self._rows.direction[:n], self._rows.losses[:n].clone())
+        )
 
     def _costs(self, clients: Tensor, groups: list[Group]) -> list[int]:
         """Samples that each group goes through, or in proportion to that."""
-        sizes, local = self.federation.sizes[clients], self.plan.local
+        sizes, local = self.federation.sizes_of(clients), self.plan.local
         each = sizes if local.epochs or not local.batch else sizes.clamp_max(local.batch)
         return [int(each[group].sum()) for group in groups]
 
@@ -166,7 +167,7 @@ def _work(pool: Workers, pipe: Connection, others: list[Connection]) -> None:
             return
 
 
-def _answer(pool: Workers, message: bytes) -> list[list[Done]]:
+def _answer(pool: Workers, message: bytes) -> list[Done]:
     n, shared, clients, stream, known, groups = pickle.loads(message)
     models = pool._models[:1].expand(n, -1) if shared else pool._models[:n]
     ask, rows = Ask(models, clients, stream, known), Rows(pool._rows.direction[:n], pool._rows.losses[:n])

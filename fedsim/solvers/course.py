@@ -7,7 +7,7 @@ data are found for many steps at once, and copied together for as many steps as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING
@@ -46,24 +46,28 @@ class Page:
     widths: list[int]
     same: bool
 
-    def split(self, part: Tensor) -> Iterator[Tensor]:
+    def split(self, part: Tensor) -> Iterable[Tensor]:
         """[R, ...] -> [a, B, ...] for each step; ``part`` is one of the above, or made of one row by row."""
         shapes = zip(self.going, self.widths, strict=True)
         if self.same:
             return repeat(part.view(self.going[0], self.widths[0], *part.shape[1:]), len(self.going))
-        pieces = part.split([a * width for a, width in zip(self.going, self.widths, strict=True)])
+        pieces = torch.split_with_sizes(part, [a * width for a, width in zip(self.going, self.widths, strict=True)])
         return (piece.view(*shape, *part.shape[1:]) for piece, shape in zip(pieces, shapes, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """Clients of a group and their ways, int64[c] each. clients: numbers; done: steps before; steps: of this round."""
+    """Clients of a group and their ways, int64[c] each.
+
+    clients: numbers; starts, sizes: of their samples; batches: b; done: steps before; steps: of this round.
+    """
 
     federation: Federation
     plan: Plan
     clients: Ints
     starts: Ints
     sizes: Ints
+    batches: Ints
     done: Ints
     steps: Ints
 
@@ -73,12 +77,7 @@ class Course:
         offsets = federation.offsets.numpy()
         starts = offsets[clients]
         sizes = offsets[clients + 1] - starts
-        return Course(federation, plan, clients, starts, sizes, done, steps_of(plan, sizes))
-
-    @property
-    def batches(self) -> Ints:
-        """b of each client."""
-        return batches_of(self.plan, self.sizes)
+        return Course(federation, plan, clients, starts, sizes, batches_of(plan, sizes), done, steps_of(plan, sizes))
 
     @property
     def samples(self) -> Ints:
@@ -147,7 +146,7 @@ class Course:
         if self.plan.order is None:
             each = 1 / counts
         else:
-            each = np.broadcast_to(-(-self.sizes[:a] // self.batches[:a]) / self.sizes[:a], counts.shape)
+            each = (-(-self.sizes[:a] // self.batches[:a]) / self.sizes[:a])[None]
         weights = torch.from_numpy((real * each[:, :, None])[kept]).to(device=features.device, dtype=dtype)
         targets = federation.targets.index_select(0, rows)
         at_once = max(1, COPIED // max(1, a * width * features.shape[1:].numel()))

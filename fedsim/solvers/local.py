@@ -21,11 +21,12 @@ direction of an epoch of reshuffling is what Q-NASTYA and DIANA-NASTYA compress.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from itertools import chain
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,18 +78,21 @@ def solve(
     return gathered(groups, [solve_group(task, federation, plan, ask, group, rows) for group in groups], rows)
 
 
-def gathered(groups: Sequence[Group], done: Sequence[Sequence[Done]], rows: Rows) -> Solution:
+def gathered(groups: Sequence[Group], done: Sequence[Done], rows: Rows) -> Solution:
     """What groups did, in the order of the cohort. rows: where they wrote."""
-    places = [place for group in groups for place in group]
-    found = [one for each in done for one in each]
-    found = [one for _, one in sorted(zip(places, found, strict=True), key=itemgetter(0))]
-    device = rows.losses.device
+    places = np.array([place for group in groups for place in group], dtype=np.int64)
+    order, device = np.argsort(places), rows.losses.device
+
+    def counts(each: Iterable[list[int]]) -> Tensor:
+        return torch.from_numpy(np.fromiter(chain.from_iterable(each), np.int64, len(places))[order]).to(device)
+
+    memories = [memory for one in done for memory in one.memories]
     return Solution(
         direction=rows.direction,
         losses=rows.losses,
-        samples=torch.tensor([one.samples for one in found], dtype=torch.int64, device=device),
-        gradients=torch.tensor([one.gradients for one in found], dtype=torch.int64, device=device),
-        memories=tuple(one.memory for one in found),
+        samples=counts(one.samples for one in done),
+        gradients=counts(one.gradients for one in done),
+        memories=tuple(memories[i] for i in order.tolist()),
     )
 
 
@@ -97,14 +101,14 @@ def groups_of(federation: Federation, clients: Tensor, plan: Plan) -> list[Group
 
     Raises DataError for a client without samples.
     """
-    _check_sizes(clients, federation.sizes[clients])
+    _check_sizes(clients, federation)
     # A step of length zero never moves, so only the reference says what it sends.
     if plan.chunk == 1 or plan.step == 0:
         return [[place] for place in range(clients.shape[0])]
     return stacked.groups_of(federation, clients, plan)
 
 
-def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group: Group, rows: Rows) -> list[Done]:
+def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group: Group, rows: Rows) -> Done:
     """Solve for one group of ``groups_of``: directions and losses go into ``rows``, the rest is returned."""
     if plan.chunk > 1 and plan.step != 0:
         return stacked.solve_group(task, federation, plan, ask, group, rows)
@@ -114,7 +118,7 @@ def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group:
     model, memory = ask.models[place : place + 1].clone(), ask.memories.get(client, Memory())
     walked = _walk(task, federation, model, client, plan, ask.stream, memory)
     rows.direction[place], rows.losses[place] = walked.sent[0], walked.loss[0]
-    return [walked.done]
+    return walked.done
 
 
 def _walk(
@@ -146,7 +150,7 @@ def _walk(
             model = model - eta * (step.row if step.move is None else step.move)
     sent = unit * total if local.send == "difference" else total if lengths == 1 else total / lengths
     memory = Memory(memory.steps + count, rate, notes)
-    return _Walk(sent, losses[0], Done(samples, gradients, memory))
+    return _Walk(sent, losses[0], Done([samples], [gradients], [memory]))
 
 
 def _mean_loss(here: Here, loss: Tensor) -> Tensor:
@@ -171,7 +175,8 @@ def _batches(
     return lambda h: ordered(done + h)
 
 
-def _check_sizes(clients: Tensor, sizes: Tensor) -> None:
-    if clients.shape[0] and not int(sizes.amin()):
+def _check_sizes(clients: Tensor, federation: Federation) -> None:
+    sizes = federation.sizes_of(clients)
+    if sizes.shape[0] and not int(sizes.amin()):
         empty = int(clients[sizes.argmin()])
         raise DataError(f"client {empty} has no samples, so it has no gradient; leave it out or use another partition")

@@ -115,11 +115,11 @@ Group = list[int]
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What one client did besides its direction: see ``Solution``."""
+    """What a group did besides its directions, in its order: see ``Solution``."""
 
-    samples: int
-    gradients: int
-    memory: Memory
+    samples: list[int]
+    gradients: list[int]
+    memories: list[Memory]
 
 
 def check_plan(local: Local, rate: RateRule, direction: LocalDirection, chunk: int) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedsim.randomness import Stream
 from fedsim.solvers.course import Course, Ints, batches_of, steps_of
-from fedsim.solvers.direction import Gradient, Momentum, Sam, direction_of
+from fedsim.solvers.direction import Gradient, Momentum, Sam
 from fedsim.solvers.memory import Memory, Notes
 from fedsim.solvers.plan import Ask, Done, Group, Plan, Rows
 from fedsim.solvers.rate import Constant, Harmonic
@@ -45,11 +45,13 @@ def groups_of(federation: Federation, clients: Tensor, plan: Plan) -> list[Group
     """Most steps and largest batches first, then equally many in each group, at most ``plan.chunk``."""
     if not clients.shape[0]:
         return []
-    sizes = federation.sizes[clients].numpy()
+    sizes = federation.sizes_of(clients).numpy()
     steps, batches = steps_of(plan, sizes), batches_of(plan, sizes)
     order = np.lexsort((-batches, -steps))
     inputs = math.prod(federation.features.shape[1:])
     most = -(-len(order) // -(-len(order) // plan.chunk))
+    if most == len(order) and most * int(batches.max()) * inputs <= PADDED:
+        return [order.tolist()]
     groups: list[Group] = [[]]
     widest = 0
     for place, width in zip(order.tolist(), batches[order].tolist(), strict=True):
@@ -61,13 +63,14 @@ def groups_of(federation: Federation, clients: Tensor, plan: Plan) -> list[Group
     return groups
 
 
-def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group: Group, rows: Rows) -> list[Done]:
+def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group: Group, rows: Rows) -> Done:
     """Solve for one group of ``groups_of``; see ``fedsim.solvers.local.solve_group``."""
     clients = ask.clients.numpy()[group]
     memories = [ask.memories.get(client, NOTHING) for client in clients.tolist()]
     course = Course.of(federation, plan, clients, np.array([memory.steps for memory in memories]))
-    kind = direction_of(plan.direction)
-    notes = [kind.begin(memory.direction) for memory in memories]
+    notes = [memory.direction for memory in memories]
+    if isinstance(plan.direction, Momentum):
+        notes = [plan.direction.begin(note) for note in notes]
     beside = group == list(range(group[0], group[0] + len(group)))
     some: slice | Tensor
     some = slice(group[0], group[0] + len(group)) if beside else torch.tensor(group, device=ask.models.device)
@@ -99,12 +102,9 @@ def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group:
     rows.losses[some] = losses
     samples = course.samples
     taken = 2 * samples if isinstance(plan.direction, Sam) else samples
-    return [
-        Done(sampled, gradients, Memory(steps, memory.rate, note))
-        for sampled, gradients, steps, memory, note in zip(
-            samples.tolist(), taken.tolist(), (course.done + course.steps).tolist(), memories, notes, strict=True
-        )
-    ]
+    steps = (course.done + course.steps).tolist()
+    remembered = [Memory(k, memory.rate, note) for k, memory, note in zip(steps, memories, notes, strict=True)]
+    return Done(samples.tolist(), taken.tolist(), remembered)
 
 
 class Steps:

@@ -40,8 +40,8 @@ class Head(Protocol):
         """weights * d loss / d scores, [a, B, S]; ``scores`` may be overwritten. weights: [a, B, 1]."""
         ...
 
-    def losses(self, scores: Tensor, answers: Tensor, weights: Tensor) -> Tensor:
-        """Weighted losses summed over the samples, [a]; ``scores`` are left alone."""
+    def both(self, scores: Tensor, answers: Tensor, weights: Tensor, balanced: Tensor) -> tuple[Tensor, Tensor]:
+        """(``errors``, losses summed over the samples with the weights ``balanced``, [a])."""
         ...
 
 
@@ -71,9 +71,11 @@ class Classes:
         """weights (p - one-hot)."""
         return torch.softmax(scores, dim=2).sub_(answers).mul_(weights)
 
-    def losses(self, scores: Tensor, answers: Tensor, weights: Tensor) -> Tensor:
-        """- sum of weights ln p of the right class."""
-        return -(log_softmax(scores, dim=2) * answers * weights).sum(dim=(1, 2))
+    def both(self, scores: Tensor, answers: Tensor, weights: Tensor, balanced: Tensor) -> tuple[Tensor, Tensor]:
+        """And - sum of weights ln p of the right class."""
+        logs = log_softmax(scores, dim=2)
+        losses = (logs * answers).mul_(balanced).sum(dim=(1, 2)).neg_()
+        return logs.exp_().sub_(answers).mul_(weights), losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,10 @@ class Number:
         """weights times the slope."""
         return self.loss.slopes(scores, answers).mul_(weights)
 
-    def losses(self, scores: Tensor, answers: Tensor, weights: Tensor) -> Tensor:
-        """Sum of weights times the loss."""
-        return (self.loss.losses(scores, answers) * weights).sum(dim=(1, 2))
+    def both(self, scores: Tensor, answers: Tensor, weights: Tensor, balanced: Tensor) -> tuple[Tensor, Tensor]:
+        """And the sum of weights times the loss."""
+        losses = (self.loss.losses(scores, answers) * balanced).sum(dim=(1, 2))
+        return self.errors(scores, answers, weights), losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +111,13 @@ class Stack:
         """(gradient rows float[a, d], losses float[a]) at rows float[a, d]. weights: [a, B, 1]; may be of any sum."""
         parts = [layer.take(rows) for layer in self.layers]
         inputs, scores = _forward(((w, None if b is None else b[:, None]) for w, b in parts), features)
-        losses = self.head.losses(scores, answers, weights) + self.penalty(rows)
-        errors = _backward([w for w, _ in parts], inputs, self.head.errors(scores, answers, weights))
+        last, losses = self.head.both(scores, answers, weights, weights)
+        errors = _backward([w for w, _ in parts], inputs, last)
         found = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
         for layer, x, delta in zip(self.layers, inputs, errors, strict=True):
             bias = None if layer.bias is None else delta.sum(dim=1)
             layer.put(found, torch.bmm(delta.transpose(1, 2), x), bias)
-        return (found.add_(rows, alpha=self.l2) if self.l2 else found), losses
+        return (found.add_(rows, alpha=self.l2) if self.l2 else found), losses + self.penalty(rows)
 
     def penalty(self, rows: Tensor) -> Tensor | float:
         """l2/2 ||w||^2 of each row, [a]; 0.0 without."""
@@ -195,8 +198,10 @@ class Walkers:
         """(inputs, errors of each layer, losses where ``balanced`` weights are given, without penalty)."""
         now = self._now
         inputs, scores = _forward(zip(now.weights, now.biases, strict=True), features)
-        losses = None if balanced is None else self.stack.head.losses(scores, answers, balanced)
-        return inputs, _backward(now.weights, inputs, self.stack.head.errors(scores, answers, weights)), losses
+        if balanced is None:
+            return inputs, _backward(now.weights, inputs, self.stack.head.errors(scores, answers, weights)), None
+        last, losses = self.stack.head.both(scores, answers, weights, balanced)
+        return inputs, _backward(now.weights, inputs, last), losses
 
     def descend(self, inputs: list[Tensor], errors: list[Tensor], eta: float, decay: float | Tensor) -> None:
         """w <- decay w - eta g, gradient and step in one product. decay: 1 - eta l2; a tensor [a, 1, 1] if they differ.
