@@ -62,6 +62,8 @@ class Workers:
         """As ``fedsim.solvers.solve``. Raises what a worker raised, and WorkerError when one died."""
         n = clients.shape[0]
         groups = groups_of(self.federation, clients, self.plan)
+        if not n:
+            return gathered([], [], Rows.like(models))
         if n > self._room:
             self._fork(max(n, 2 * self._room), models)
         shared = models.stride(0) == 0

@@ -133,7 +133,7 @@ def check_plan(local: Local, rate: RateRule, direction: LocalDirection, chunk: i
             "local.epochs needs an order with passes, but local.order = 'fresh'; use 'reshuffle' or local.steps"
         )
     if chunk > 1 and (reason := unstackable(rate, direction)):
-        raise ConfigError(f"run.chunk = {chunk} stacks clients, but {reason}; use run.executor = 'sequential'")
+        raise ConfigError(f"run.chunk = {chunk} stacks clients, but {reason}; use run.chunk = 1")
     rule_of(rate), direction_of(direction)
 
 
