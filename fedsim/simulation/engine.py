@@ -30,7 +30,6 @@ from fedsim.simulation import sharpness, whitening
 from fedsim.simulation.exchange import exchange, update_bytes, uplink_lines
 from fedsim.simulation.setup import Setup
 from fedsim.simulation.state import NEVER, State
-from fedsim.solvers.local import solve
 from fedsim.wire.frame import HEADER_BYTES, Kind
 
 
@@ -63,12 +62,10 @@ def _play(setup: Setup, state: State, t: int, step: float) -> Round:
         lines.append(sharpness.measure(setup, state, cohort))
     step = sharpness.scaled(state, step)
     if len(cohort.clients):
-        solution = solve(
-            setup.task,
-            setup.federation,
+        solution = setup.solve(
+            whitening.plan_of(setup, state),
             state.server.model.expand(len(cohort.clients), -1),
             cohort.clients,
-            whitening.plan_of(setup, state),
             setup.stream(Purpose.BATCH, t),
             state.store.solvers,
         )
