@@ -8,16 +8,20 @@ cannot be written, in the user's cache; the environment variable NUMBA_CACHE_DIR
 from __future__ import annotations
 
 from functools import cache
-from importlib.util import find_spec
+from importlib import import_module
 
 from torch import Tensor
 
 
 def available(tensor: Tensor) -> bool:
-    """Whether kernels can work on ``tensor``: it is in the CPU's memory (not faked), and numba is installed."""
+    """Whether kernels can work on ``tensor``: it is in the CPU's memory (not faked), and numba can be imported."""
     return tensor.device.type == "cpu" and type(tensor) is Tensor and _installed()
 
 
 @cache
 def _installed() -> bool:
-    return find_spec("numba") is not None
+    try:
+        import_module("numba")
+    except ImportError:
+        return False
+    return True

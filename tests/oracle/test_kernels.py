@@ -20,12 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import fedsim
 from fedsim import kernels
 from fedsim.algorithms import artemis
 from fedsim.algorithms.artemis import Clients
 from fedsim.algorithms.method import Downlink, Method, ServerOptions, Uplink
 from fedsim.compression import Levels, LevelsLayout, Payload, Quantize, compress_difference, weighted_sums
 from fedsim.errors import DivergedError, WireError
+from fedsim.experiment import Experiment
 from fedsim.flat import tree_sum
 from fedsim.randomness import SERVER, Purpose, Stream
 from fedsim.wire import coding
@@ -315,3 +317,29 @@ stream.words(torch.arange(2), 3)
 assert "numba" in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, env=os.environ)
+
+
+def test_a_run_without_numba_is_the_same() -> None:
+    """Six rounds with both directions compressed, memories and catch-ups, in a process that cannot import numba."""
+    program = """
+import sys
+sys.modules["numba"] = None
+import fedsim
+from fedsim.experiment import Experiment
+result = fedsim.run(Experiment.of(rounds=6, partition={"clients": 10}, participation={"scheme": "bernoulli", "p": 0.5}))
+print(result.digest, result.ledger.cost().frame_bytes)
+"""
+    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, env=os.environ)
+    result = fedsim.run(
+        Experiment.of(rounds=6, partition={"clients": 10}, participation={"scheme": "bernoulli", "p": 0.5})
+    )
+    assert found.stdout.split() == [result.digest, str(result.ledger.cost().frame_bytes)]
+
+
+def test_numba_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    kernels._installed.cache_clear()
+    assert not kernels.available(torch.zeros(1))
+    kernels._installed.cache_clear()
+    monkeypatch.undo()
+    assert kernels.available(torch.zeros(1))
