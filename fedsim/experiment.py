@@ -77,6 +77,7 @@ class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         workers: processes; 0: one for each core.
         evaluate_every: rounds between evaluations of the loss.
         checkpoint_every: rounds between checkpoints; a killed run repeats at most so many rounds.
+        rows: where clients keep what they remember on a CPU: in "memory" or on "disk".
         wire: "counted": only the lengths of messages are computed; "real": every message is made, sent and read. The
             same model and ledger, the second much slower.
         baseline: after the run, also run it uncompressed until it reaches the same loss, and compare the bytes.
@@ -90,6 +91,7 @@ class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: Annotated[int, msgspec.Meta(ge=0)] = 0
     evaluate_every: Annotated[int, msgspec.Meta(ge=1)] = 10
     checkpoint_every: Annotated[int, msgspec.Meta(ge=1)] = 50
+    rows: Literal["memory", "disk"] = "memory"
     wire: Literal["counted", "real"] = "counted"
     baseline: bool = False
 
@@ -136,7 +138,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def identifier(self) -> bytes:
         """8 bytes that name the experiment: a hash of its complete form. What only says how to run is left out."""
         table = self.table()
-        for how in ("checkpoint_every", "evaluate_every", "workers", "wire", "baseline"):
+        for how in ("checkpoint_every", "evaluate_every", "workers", "rows", "wire", "baseline"):
             del table["run"][how]
         return hashlib.blake2b(msgspec.json.encode(table, order="deterministic"), digest_size=8).digest()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.algorithms.artemis import Clients, Server, begin
+from fedsim.simulation.rows import Rows
 from fedsim.simulation.setup import Setup, metric_of
 from fedsim.solvers.memory import Memory, Notes
 from fedsim.solvers.metric import Metric
@@ -23,14 +24,14 @@ NEVER = -1
 class ClientStore:
     """Every client's row and link, by client number. Cohort rows are taken out, and put back once acknowledged.
 
-    memory, error: float[N, d] or None; seen: int64[N], the round whose model a client holds (NEVER before its first
-    contact); epochs: int64[N]; digests: uint8[N, 8]. Both ends of a link are equal between rounds, so one is stored.
-    solvers: what a client's local solver remembers, by client number; absent before its first round. held: int64[N],
-    number of the newest pooled moments that a client holds (0: none).
+    memory, error: rows float[N, d] or None; seen: int64[N], the round whose model a client holds (NEVER before its
+    first contact); epochs: int64[N]; digests: uint8[N, 8]. Both ends of a link are equal between rounds, so one is
+    stored. solvers: what a client's local solver remembers, by client number; absent before its first round. held:
+    int64[N], number of the newest pooled moments that a client holds (0: none).
     """
 
-    memory: Tensor | None
-    error: Tensor | None
+    memory: Rows | None
+    error: Rows | None
     seen: NDArray[np.int64]
     epochs: NDArray[np.int64]
     digests: NDArray[np.uint8]
@@ -40,15 +41,23 @@ class ClientStore:
     def take(self, clients: Tensor) -> Clients:
         """The rows of a cohort."""
         return Clients(
-            None if self.memory is None else self.memory.index_select(0, clients),
-            None if self.error is None else self.error.index_select(0, clients),
+            None if self.memory is None else self.memory.take(clients),
+            None if self.error is None else self.error.take(clients),
         )
 
     def put(self, clients: Tensor, rows: Clients) -> None:
         """Commit the rows of a cohort."""
         for mine, new in ((self.memory, rows.memory), (self.error, rows.error)):
             if mine is not None and new is not None:
-                mine.index_copy_(0, clients, new)
+                mine.put(clients, new)
+
+    def rows(self) -> tuple[tuple[str, Rows | None], ...]:
+        """The rows by name."""
+        return ("memory", self.memory), ("error", self.error)
+
+    def contacted(self) -> Tensor:
+        """Clients that have taken part, ascending; the rows of all others are zero."""
+        return torch.from_numpy(np.flatnonzero(self.seen != NEVER))
 
     def end(self, client: int) -> End:
         """The link of a client."""
@@ -123,10 +132,8 @@ def initial_state(setup: Setup) -> State:
     experiment, n, d = setup.experiment, setup.clients, setup.task.dim
     model = setup.task.initial(experiment.seed)
 
-    def rows(used: bool) -> Tensor | None:
-        # numpy's zeros cost no memory until a row is written, so registered clients are free until they take part
-        dtype = np.float64 if model.dtype == torch.float64 else np.float32
-        return torch.from_numpy(np.zeros((n, d), dtype)).to(model.device) if used else None
+    def rows(used: bool) -> Rows | None:
+        return Rows(n, d, model.dtype, model.device, experiment.run.rows == "disk") if used else None
 
     store = ClientStore(
         memory=rows(experiment.uplink.memory),
@@ -141,7 +148,7 @@ def initial_state(setup: Setup) -> State:
 
 
 def to_tensors(state: State) -> dict[str, Tensor]:
-    """The state as named tensors; what a method does not use is absent."""
+    """The state as named tensors; what a method does not use is absent, as are the rows of clients never contacted."""
     tensors: dict[str, Tensor] = {
         "seen": torch.from_numpy(state.store.seen),
         "epochs": torch.from_numpy(state.store.epochs),
@@ -150,9 +157,10 @@ def to_tensors(state: State) -> dict[str, Tensor]:
         "gradients": torch.tensor(state.gradients),
         "updates": state.updates.tensor(),
     }
-    for name, row in _rows(state).items():
-        if row is not None:
-            tensors[name] = row
+    server = {f"server.{name}": row for name, row in _server_rows(state.server).items()}
+    known = state.store.contacted()
+    clients = {f"clients.{name}": None if rows is None else rows.take(known) for name, rows in state.store.rows()}
+    tensors |= {name: row for name, row in (server | clients).items() if row is not None}
     if (pooled := state.pooled) is not None:
         tensors |= {"pooled.row": pooled.row, "pooled.made": torch.tensor([pooled.made, pooled.count])}
     tensors |= {f"rate.{name}": note for name, note in state.rate.items()}
@@ -162,26 +170,28 @@ def to_tensors(state: State) -> dict[str, Tensor]:
 def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
     """The state of a checkpoint. Raises ValueError when it does not fit the experiment."""
     blank = initial_state(setup)
-    for name, row in _rows(blank).items():
+    store, device = blank.store, blank.server.model.device
+
+    def fitting(name: str, shape: tuple[int, ...] | None) -> Tensor | None:
         given = tensors.get(name)
-        if (row is None) != (given is None) or (row is not None and given is not None and row.shape != given.shape):
+        if (None if given is None else tuple(given.shape)) != shape:
             raise ValueError(f"tensor {name} does not fit the experiment")
-    device = blank.server.model.device
+        return None if given is None else given.to(device)
 
-    def moved(owner: str, part: Server | ClientStore) -> dict[str, Tensor]:
-        names = (one.name for one in fields(part))
-        return {name: tensors[f"{owner}.{name}"].to(device) for name in names if f"{owner}.{name}" in tensors}
-
-    server = Server(round=round, **moved("server", blank.server))
-    rows = {"memory": None, "error": None} | moved("clients", blank.store)
-    store = ClientStore(
-        **rows,
-        seen=tensors["seen"].numpy(),
-        epochs=tensors["epochs"].numpy(),
-        digests=tensors["digests"].numpy(),
-        solvers=_memories(tensors),
-        held=tensors["held"].numpy(),
-    )
+    rows = {
+        name: fitting(f"server.{name}", None if row is None else tuple(row.shape))
+        for name, row in _server_rows(blank.server).items()
+    }
+    store.seen, store.epochs = tensors["seen"].numpy(), tensors["epochs"].numpy()
+    store.digests, store.held = tensors["digests"].numpy(), tensors["held"].numpy()
+    store.solvers, known = _memories(tensors), store.contacted()
+    for name, mine in store.rows():
+        found = fitting(f"clients.{name}", None if mine is None else (len(known), setup.task.dim))
+        if mine is not None and found is not None:
+            mine.put(known, found)
+    model = rows.pop("model")
+    assert model is not None
+    server = Server(round=round, model=model, **rows)
     pooled = None
     if "pooled.row" in tensors:
         made, count = tensors["pooled.made"].tolist()
@@ -191,16 +201,13 @@ def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
     return State(server, store, Updates.of(tensors["updates"]), pooled, int(tensors["gradients"]), rate)
 
 
-def _rows(state: State) -> dict[str, Tensor | None]:
-    server, store = state.server, state.store
+def _server_rows(server: Server) -> dict[str, Tensor | None]:
     return {
-        "server.model": server.model,
-        "server.memory": server.memory,
-        "server.memories": server.memories,
-        "server.error": server.error,
-        "server.average": server.average,
-        "clients.memory": store.memory,
-        "clients.error": store.error,
+        "model": server.model,
+        "memory": server.memory,
+        "memories": server.memories,
+        "error": server.error,
+        "average": server.average,
     }
 
 

@@ -182,7 +182,8 @@ def compare(given: Experiment) -> tuple[Tensor, int]:
         server, store = state.server, state.store
         assert_close(server.model, expected.model, f"w_{t + 1}")
         if given.uplink.memory:
-            assert_close(store.memory, expected.memories, f"h_i after round {t}")
+            assert store.memory is not None
+            assert_close(store.memory.dense, expected.memories, f"h_i after round {t}")
             if given.server.memory == "pp1":
                 assert_close(server.memories, expected.copies, f"the server's h_i after round {t}")
                 assert server.memory is None
@@ -191,7 +192,8 @@ def compare(given: Experiment) -> tuple[Tensor, int]:
         else:
             assert (store.memory, server.memory, server.memories) == (None, None, None)
         if given.uplink.feedback:
-            assert_close(store.error, expected.errors, f"e_i after round {t}")
+            assert store.error is not None
+            assert_close(store.error.dense, expected.errors, f"e_i after round {t}")
         if given.downlink.feedback:
             assert_close(server.error, expected.error, f"e after round {t}")
         if given.server.average:

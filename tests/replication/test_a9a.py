@@ -72,7 +72,7 @@ def test_the_server_knows_every_memory(libsvm_folder: Path) -> None:
     state, _ = played(libsvm_folder, "diana", 20, memory="pp1")
     assert state.store.memory is not None
     assert state.server.memories is not None
-    assert torch.equal(state.server.memories, state.store.memory)
+    assert torch.equal(state.server.memories, state.store.memory.dense)
 
 
 def test_the_published_code_overstates_the_mean_memory(libsvm_folder: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_published_code_overstates_the_mean_memory(libsvm_folder: Path) -> N
     state, weights = played(libsvm_folder, "diana", 60, paper_compat=True)
     assert state.store.memory is not None
     assert state.server.memory is not None
-    torch.testing.assert_close(0.5 * state.server.memory, weights @ state.store.memory, rtol=0, atol=EXACT)
+    torch.testing.assert_close(0.5 * state.server.memory, weights @ state.store.memory.dense, rtol=0, atol=EXACT)
 
 
 def keys(part: str) -> list[tuple[str, str]]:

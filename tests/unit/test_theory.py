@@ -192,8 +192,8 @@ def test_the_lyapunov_function_of_a_bidirectional_run_stays_below_its_bound() ->
         weight = (1 + constants.down) * 8 * constants.up * setup.step**2 / (setup.method.alpha * 4**2)
         state, psi = initial_state(setup), []
         for _ in range(rounds):
-            memories = state.store.memory
-            assert memories is not None
+            assert state.store.memory is not None
+            memories = state.store.memory.dense
             distance = (state.server.model - best).square().sum()
             psi.append(float(distance + weight * (memories - at_best).square().sum()))
             play(setup, state)
