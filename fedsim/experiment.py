@@ -6,6 +6,7 @@ defaults  <-  what the data source implies  <-  recipe  <-  the user's tables  <
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -222,6 +223,7 @@ def parse_assignment(text: str) -> Table:
     names = key.strip().split(".")
     if not separator or not all(names):
         raise ConfigError(f"--set {text}: expected table.key=value, for example --set uplink.levels=4")
+    value = re.sub(r"^\s*([+-]?)\.(\d+)\s*$", r"\g<1>0.\2", value)  # TOML has no .5
     try:
         result: Any = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

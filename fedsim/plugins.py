@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
 from typing import Any, cast
 
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, FedsimError
 from fedsim.keys import nearest
 
 
@@ -40,7 +41,7 @@ def made(key: str, name: str, options: Mapping[str, Any], group: str, methods: I
     """What the function that ``name`` stands for makes of ``options``, its keywords.
 
     Raises ConfigError as ``named``, and when the function does not take these keywords or returns something without
-    one of the ``methods``. What the function itself raises comes through.
+    one of the ``methods``.
     """
     function = named(key, name, (), group)
     try:
@@ -49,11 +50,24 @@ def made(key: str, name: str, options: Mapping[str, Any], group: str, methods: I
         pass
     except TypeError as error:
         raise ConfigError(f"{key} = {name!r} does not take these options ({error}); see its signature") from None
-    part = function(**options)
+    with blamed(key, name):
+        part = function(**options)
     for method in methods:
         if not callable(getattr(part, method, None)):
             raise ConfigError(f"{key} = {name!r} returned {type(part).__name__}, which has no method {method!r}")
     return part
+
+
+@contextmanager
+def blamed(key: str, name: str) -> Iterator[None]:
+    """What a user's own part raises inside becomes a ConfigError that names it; fedsim's own errors come through."""
+    try:
+        yield
+    except FedsimError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"{key} = {name!r} failed ({reason}); mend it, or see the protocol it must follow") from error
 
 
 def _offered(key: str, name: str, known: tuple[str, ...], group: str) -> Any:

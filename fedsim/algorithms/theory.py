@@ -1,7 +1,8 @@
 """What the theorems allow and promise: admissible steps, linear rate and neighbourhood, from the problem's constants.
 
     paper        here               meaning
-    L_max        sample_smoothness  largest smoothness constant of one sample's loss (bounds every mini-batch's)
+    L_max        sample_smoothness  largest smoothness constant of one sample's loss times the largest weight of a
+                                    mini-batch (1 where all are equally large): it bounds every mini-batch's
     mu           convexity          strong convexity constant of the objective
     M, n         clients, batches   number of clients; mini-batches of an epoch (the largest client's)
     omega        up, down           variance constants of the two compressors
@@ -58,6 +59,10 @@ class Steps:
     server: float
     local: float
     alpha: float
+
+    def admit_rate(self, alpha: float) -> bool:
+        """Whether memories may learn so fast; rounding apart."""
+        return not self.alpha or alpha <= self.alpha * (1 + 1e-9)
 
 
 @dataclass(frozen=True, slots=True)

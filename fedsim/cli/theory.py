@@ -17,7 +17,7 @@ def theory(experiment: ExperimentFile = None, assignments: Assignments = None) -
     constants = problem(parsed, federation, task)
     found = noise(parsed, federation, task)
     for name, value in (
-        ("L_max, of one sample", constants.sample_smoothness),
+        ("L_max, of a mini-batch", constants.sample_smoothness),
         ("mu", constants.convexity),
         ("clients M", constants.clients),
         ("mini-batches of an epoch n", constants.batches),
@@ -44,5 +44,6 @@ def theory(experiment: ExperimentFile = None, assignments: Assignments = None) -
         print(f"{'  memory rate at most':38} {steps.alpha:.6g}   in use: {setup.method.alpha / steps.alpha:.4g} times")
     said = promised(parsed, federation, task, setup.step, setup.plan.step)
     inside = setup.step <= steps.server and (constants.batches == 1 or setup.plan.step <= steps.local)
-    print(f"{'  rate, a round':38} {said.rate:.6g}" + ("" if inside else "   (not promised: the steps are larger)"))
+    inside = inside and steps.admit_rate(setup.method.alpha)
+    print(f"{'  rate, a round':38} {said.rate:.6g}" + ("" if inside else "   (not promised: steps or rate are larger)"))
     print(f"{'  floor of the squared distance':38} {said.floor:.6g}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fedsim.algorithms.theory import Problem, Promise, Setting, Steps, admissible, promise, uncovered
 from fedsim.algorithms.whitening import Off
-from fedsim.data import Federation
+from fedsim.data import Examples, Federation
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.solvers.direction import Gradient
@@ -18,6 +18,9 @@ from fedsim.solvers.passes import steps_of_a_pass
 from fedsim.solvers.rate import Constant
 from fedsim.tasks import Task, optimum
 from fedsim.tasks.task import Batch, full_batch
+
+WHOLE = (FRESH, "reshuffle", "shuffle-once", "incremental", "synchronised")
+"""Orders in which a batch of all samples holds each of them once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,8 @@ class Noise:
 def setting(experiment: Experiment, federation: Federation, task: Task) -> Setting:
     """What decides which theorem covers an experiment."""
     local, sizes = experiment.local, federation.sizes
-    full_gradient = local.epochs == 0 and local.steps == 1 and (local.batch == 0 or local.batch >= int(sizes.max()))
+    everything = local.batch == 0 or local.batch >= int(sizes.max())
+    full_gradient = local.epochs + local.steps * (not local.epochs) == 1 and everything and local.order in WHOLE
     return Setting(
         convex=convexity(federation, task) > 0,
         full_participation=experiment.participation.probability(federation.clients) == 1,
@@ -59,8 +63,11 @@ def problem(experiment: Experiment, federation: Federation, task: Task) -> Probl
     """The constants of an experiment. Raises ConfigError for a task that is not convex."""
     local = experiment.local
     batches = steps_of_a_pass(int(federation.sizes.max()), local.batch) if local.order != FRESH else 1
+    heaviest = 1.0
+    if batches > 1:
+        heaviest = max(steps_of_a_pass(n, local.batch) * min(local.batch, n) / n for n in federation.sizes.tolist())
     return Problem(
-        sample_smoothness=task.sample_smoothness(federation.all()),
+        sample_smoothness=task.sample_smoothness(federation.all()) * heaviest,
         convexity=convexity(federation, task),
         clients=federation.clients,
         batches=batches,
@@ -77,15 +84,27 @@ def theory_steps(experiment: Experiment, federation: Federation, task: Task) -> 
         raise ConfigError(
             f"'theory': no theorem covers this experiment: {'; '.join(reasons)}; give the step as a number or as 'c/L'"
         )
-    return admissible(constants, experiment.uplink.memory, experiment.uplink.alpha(task.dim))
+    memory, alpha = experiment.uplink.memory, experiment.uplink.alpha(task.dim)
+    steps = admissible(constants, memory, alpha)
+    if not steps.admit_rate(alpha):
+        raise ConfigError(
+            f"'theory': {steps.theorem} needs memories that learn at most at {steps.alpha:.4g}, but uplink.rate = "
+            f"{alpha:.4g}; use uplink.rate = 'auto', or give the step as a number or as 'c/L'"
+        )
+    return steps
 
 
 def noise(experiment: Experiment, federation: Federation, task: Task) -> Noise:
     """zeta^2 and sigma^2 at the optimum of the mean over clients (all clients count alike).
 
-    sigma^2 of batches of b out of n samples without replacement: the samples' variance times (n - b) / (b (n - 1)).
+    Every sample of a pass of m steps weighs m / n, so a batch of s samples has the gradient a (its mean) with a = m s /
+    n, which is not 1 when b does not divide n. Drawn without replacement, its squared distance from the mean over all
+    is a^2 V (n - s) / (s (n - 1)) + (a - 1)^2 ||mean||^2 on average, V the variance of the samples' gradients, all of
+    these without l2, whose gradient is in every step whole. sigma^2 is the mean over the steps of a pass and clients.
     """
-    point, value = optimum(task, federation.all())
+    sizes = federation.sizes
+    weights = torch.repeat_interleave(1 / (sizes * federation.clients).to(torch.float64), sizes)
+    point, value = optimum(task, federation.all(), weights)
     model = point.to(federation.features.dtype)[None]
     client_noise, batch_noise = 0.0, 0.0
     for i in range(federation.clients):
@@ -96,7 +115,13 @@ def noise(experiment: Experiment, federation: Federation, task: Task) -> Noise:
         b = min(experiment.local.batch, n) or n
         if n > 1 and b < n:
             variance = _sample_variance(task, model, shard.features, shard.targets, mean)
-            batch_noise += variance * (n - b) / (b * (n - 1)) / federation.clients
+            steps = steps_of_a_pass(n, b)
+            data = mean - task.gradients(model, _nothing(shard))[0]
+            for size, times in ((b, n // b), (n % b, 1)):
+                if size:
+                    a = steps * size / n
+                    found = a**2 * variance * (n - size) / (size * (n - 1)) + (a - 1) ** 2 * float(data.square().sum())
+                    batch_noise += found * times / steps / federation.clients
     return Noise(client_noise, batch_noise, value, point)
 
 
@@ -105,6 +130,11 @@ def promised(experiment: Experiment, federation: Federation, task: Task, server:
     found = noise(experiment, federation, task)
     constants = problem(experiment, federation, task)
     return promise(constants, experiment.uplink.memory, server, local, found.client, found.batch)
+
+
+def _nothing(shard: Examples) -> Batch:
+    """A batch without weight, on which only l2 has a gradient."""
+    return replace(full_batch(shard.features[:1], shard.targets[:1], shard.features.dtype), weights=torch.zeros(1, 1))
 
 
 def _sample_variance(task: Task, model: Tensor, features: Tensor, targets: Tensor, mean: Tensor) -> float:

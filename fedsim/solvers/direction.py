@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.keys import shown
-from fedsim.plugins import made
+from fedsim.plugins import blamed, made
 from fedsim.solvers.memory import Notes, check_notes
 from fedsim.solvers.rate import Here
 from fedsim.solvers.step import Direction, Step, samples
@@ -121,13 +121,15 @@ class _Checked:
 
     def begin(self, notes: Notes) -> Notes:
         """What the direction says. Raises ConfigError when these are no notes."""
-        found = self.direction.begin(notes)
+        with blamed("direction.factory", self.place):
+            found = self.direction.begin(notes)
         check_notes("direction.factory", self.place, found)
         return found
 
     def step(self, here: Here, notes: Notes) -> Step:
         """What the direction says. Raises ConfigError when that is no Step of this model."""
-        step: object = self.direction.step(here, notes)
+        with blamed("direction.factory", self.place):
+            step: object = self.direction.step(here, notes)
         if not isinstance(step, Step):
             found = type(step).__name__
         elif _said(step.row) != _said(here.model):

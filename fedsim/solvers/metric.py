@@ -31,7 +31,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsim.errors import DivergedError
+from fedsim.errors import ConfigError, DivergedError
 from fedsim.tasks.layer import Layer
 
 Route = Literal["cholesky", "evd"]
@@ -162,9 +162,15 @@ def split(moment: Tensor, layer: Layer, damping: float) -> tuple[Tensor | None, 
 def whitener(moment: Tensor, layer: Layer, damping: float, route: Route) -> Whitener:
     """A, float[A, A] -> the layer's matrices in its dtype. "cholesky": K is upper triangular; "evd": the PCA's K."""
     mean, covariance = split(moment, layer, damping)
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if int(failed):
+        raise ConfigError(
+            f"damping = {damping:g} is too small for the features of layer {layer.name!r}: their damped covariance is "
+            "not positive definite; use a larger direction.damping (whitening.damping), or run.precision = 'float64'"
+        )
     if route == "cholesky":
         identity = torch.eye(layer.inputs, dtype=torch.float64, device=moment.device)
-        root = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), identity, upper=False).T
+        root = torch.linalg.solve_triangular(factor, identity, upper=False).T
     else:
         values, vectors = torch.linalg.eigh(covariance)
         root = vectors / values.clamp_min(torch.finfo(torch.float64).tiny).sqrt()

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.plugins import named
+from fedsim.plugins import blamed, named
 from fedsim.randomness import SERVER, Purpose, Stream
 
 FRESH = "fresh"
@@ -91,7 +91,8 @@ def checked(order: Order, place: str) -> Order:
     """``order`` with its answers checked: int64[n], each from 0 to n - 1. For orders that are not ours."""
 
     def walk(seed: int, client: int, n: int, epoch: int, clients: int) -> Tensor:
-        places: object = order(seed, client, n, epoch, clients)
+        with blamed("local.order", place):
+            places: object = order(seed, client, n, epoch, clients)
         if not isinstance(places, Tensor):
             found = type(places).__name__
         elif places.dtype != torch.int64 or places.shape != (n,):

@@ -16,7 +16,7 @@ from fedsim.randomness import Stream
 from fedsim.solvers.direction import Gradient, LocalDirection, Momentum, Sam, direction_of
 from fedsim.solvers.memory import Memory
 from fedsim.solvers.order import FRESH, Order
-from fedsim.solvers.rate import Constant, Harmonic, RateRule, rule_of
+from fedsim.solvers.rate import Constant, Harmonic, RateRule, Salr, rule_of
 from fedsim.solvers.step import Direction
 from fedsim.tasks.stack import Walkers
 
@@ -132,9 +132,22 @@ def check_plan(local: Local, rate: RateRule, direction: LocalDirection, chunk: i
         raise ConfigError(
             "local.epochs needs an order with passes, but local.order = 'fresh'; use 'reshuffle' or local.steps"
         )
+    if local.send == "direction" and not isinstance(rate, Constant) and _single(local) and not _at_server(rate):
+        raise ConfigError(
+            f"rate.rule = {rate.__struct_config__.tag!r} has no effect on a single local step that is sent as its "
+            "direction; use local.steps > 1, local.send = 'difference' or, for salr, rate.level = 'server'"
+        )
     if chunk > 1 and (reason := unstackable(rate, direction)):
         raise ConfigError(f"run.chunk = {chunk} stacks clients, but {reason}; use run.chunk = 1")
     rule_of(rate), direction_of(direction)
+
+
+def _single(local: Local) -> bool:
+    return local.steps == 1 and (local.epochs == 0 or (local.epochs == 1 and local.batch == 0))
+
+
+def _at_server(rate: RateRule) -> bool:
+    return isinstance(rate, Salr) and rate.level == "server"
 
 
 def unstackable(rate: RateRule, direction: LocalDirection | Direction) -> str | None:

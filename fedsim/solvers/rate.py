@@ -38,7 +38,7 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.keys import shown
-from fedsim.plugins import made
+from fedsim.plugins import blamed, made
 from fedsim.solvers.memory import Notes, check_notes
 from fedsim.tasks.task import Batch, Task
 
@@ -110,8 +110,8 @@ class Salr(msgspec.Struct, frozen=True, tag_field="rule", tag="salr", forbid_unk
     ascent: Count = 5
     probe: Positive = 0.01
     period: Count = 2
-    cap: Positive = 5.0
-    floor: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    cap: Annotated[float, msgspec.Meta(ge=1)] = 5.0
+    floor: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     normalise: Literal["batch", "sample"] = "batch"
 
     def step(self, k: int, base: float, here: Here, notes: Notes) -> tuple[float, Notes, int]:
@@ -199,7 +199,8 @@ class _Checked:
 
     def step(self, k: int, base: float, here: Here, notes: Notes) -> tuple[float, Notes, int]:
         """What the rule says. Raises ConfigError when that is no step."""
-        answer: object = self.rule.step(k, base, here, notes)
+        with blamed("rate.factory", self.place):
+            answer: object = self.rule.step(k, base, here, notes)
         match answer:
             case (int() | float() as eta, found, int(cost)) if 0 <= eta < math.inf and cost >= 0:
                 check_notes("rate.factory", self.place, found)

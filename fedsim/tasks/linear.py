@@ -156,10 +156,11 @@ class Linear:
         smallest = float(torch.linalg.eigvalsh(features.T @ features)[0].clamp_min(0))
         return 2 * smallest / examples.features.shape[0] + self.l2
 
-    def hessian(self, model: Tensor, examples: Examples) -> Tensor:
-        """Second derivative of F at one model, float[d, d]."""
+    def hessian(self, model: Tensor, examples: Examples, weights: Tensor | None = None) -> Tensor:
+        """Second derivative of F at one model, float[d, d]. weights: of the samples, float[n]; None: 1 / n each."""
         features = examples.features.flatten(1)
-        curvatures = self.loss_of_score.curvatures(features @ model, examples.targets) / features.shape[0]
+        weights = _shares(features) if weights is None else weights
+        curvatures = self.loss_of_score.curvatures(features @ model, examples.targets) * weights
         return features.T @ (curvatures[:, None] * features) + self.l2 * _identity(model)
 
     def target_numbers(self, targets: Tensor) -> Tensor:
@@ -235,15 +236,16 @@ class SoftmaxRegression:
         """mu of F: l2."""
         return self.l2
 
-    def hessian(self, model: Tensor, examples: Examples) -> Tensor:
-        """Second derivative of F at one model, float[d, d]."""
+    def hessian(self, model: Tensor, examples: Examples, weights: Tensor | None = None) -> Tensor:
+        """Second derivative of F at one model, float[d, d]. weights: of the samples, float[n]; None: 1 / n each."""
         features = examples.features.flatten(1)
+        weights = _shares(features) if weights is None else weights
         shares = self._log_probabilities(model[None], features[None])[0].exp()
         rows, inputs, classes = _with_ones(features), self.inputs, self.classes
         blocks = model.new_zeros((classes, inputs + 1, classes, inputs + 1))
         for a in range(classes):
             for b in range(a, classes):
-                products = shares[:, a] * (float(a == b) - shares[:, b]) / features.shape[0]
+                products = shares[:, a] * (float(a == b) - shares[:, b]) * weights
                 blocks[a, :, b] = rows.T @ (products[:, None] * rows)
                 blocks[b, :, a] = blocks[a, :, b]
         # The blocks hold each class's weights and bias together; a row holds all weights and then all biases.
@@ -340,6 +342,10 @@ def _means(total: Tensor, examples: Examples, penalty: float, classes: bool) -> 
 
 def _with_ones(features: Tensor) -> Tensor:
     return torch.cat([features, features.new_ones((features.shape[0], 1))], dim=1)
+
+
+def _shares(features: Tensor) -> Tensor:
+    return torch.full_like(features[:, 0], 1 / features.shape[0])
 
 
 def _identity(model: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.tasks.linear import Linear, SoftmaxRegression, Squares
-from fedsim.tasks.task import Task, full_batch
+from fedsim.tasks.task import Batch, Task
 
 if TYPE_CHECKING:
     from fedsim.data.examples import Examples
@@ -39,8 +39,10 @@ SHORTEST = 1e-9
 """Fraction of a Newton step below which it is taken as it is."""
 
 
-def optimum(task: Task, examples: Examples) -> tuple[Tensor, float]:
+def optimum(task: Task, examples: Examples, weights: Tensor | None = None) -> tuple[Tensor, float]:
     """(a minimiser of F over the examples, float64[d] on their device; F* = its value).
+
+    weights: of the samples in F, float[n], that sum to 1; None: 1 / n each.
 
     Raises ConfigError for a task that is not convex, for more than 4096 coordinates, and when no minimum is found.
     """
@@ -56,29 +58,34 @@ def optimum(task: Task, examples: Examples) -> tuple[Tensor, float]:
         task = replace(task, signed=False)
     examples = replace(examples, features=features.flatten(1), targets=targets)
     least_squares = isinstance(task, Linear) and task.loss_of_score is Squares
-    model = _least_squares(examples, task.l2) if least_squares else _newton(task, examples)
-    return model.to(device), task.loss(model, examples)
+    count = len(targets)
+    shares = (
+        torch.full((count,), 1 / count, dtype=torch.float64) if weights is None else weights.to("cpu", torch.float64)
+    )
+    model = _least_squares(examples, shares, task.l2) if least_squares else _newton(task, examples, shares)
+    value = task.gradients(model[None], Batch(features.flatten(1)[None], targets[None], shares[None]))[1]
+    return model.to(device), float(value)
 
 
-def _least_squares(examples: Examples, l2: float) -> Tensor:
-    """argmin ||X w - y||^2 / n + l2/2 ||w||^2, the shortest one when there are many."""
-    features, targets = examples.features, examples.targets
-    count, d = features.shape
+def _least_squares(examples: Examples, shares: Tensor, l2: float) -> Tensor:
+    """argmin sum shares_j (<x_j, w> - y_j)^2 + l2/2 ||w||^2, the shortest one when there are many."""
+    d = examples.features.shape[1]
+    features, targets = shares.sqrt()[:, None] * examples.features, shares.sqrt() * examples.targets
     if l2 > 0:
-        root = (l2 * count / 2) ** 0.5
+        root = (l2 / 2) ** 0.5
         features = torch.cat([features, root * torch.eye(d, dtype=torch.float64)])
         targets = torch.cat([targets, targets.new_zeros(d)])
     solution: Tensor = torch.linalg.lstsq(features, targets[:, None], driver="gelsd").solution
     return solution[:, 0]
 
 
-def _newton(task: Linear | SoftmaxRegression, examples: Examples) -> Tensor:
+def _newton(task: Linear | SoftmaxRegression, examples: Examples, shares: Tensor) -> Tensor:
     if task.dim > LARGEST:
         raise ConfigError(
             f"the minimum of a task with {task.dim} coordinates needs a Hessian of {8 * task.dim**2 / 2**30:.1f} GiB; "
             f"excess loss is computed up to {LARGEST} coordinates: measure the loss instead"
         )
-    batch = full_batch(examples.features, examples.targets, torch.float64)
+    batch = Batch(examples.features[None], examples.targets[None], shares[None])
     scale = max(1.0, float(examples.features.abs().mean(dim=0).amax()))
     model = task.initial(0)
 
@@ -90,7 +97,7 @@ def _newton(task: Linear | SoftmaxRegression, examples: Examples) -> Tensor:
     for _ in range(STEPS):
         if _largest(gradient) <= GRADIENT * scale:
             return model
-        direction = _solve(task.hessian(model, examples), gradient)
+        direction = _solve(task.hessian(model, examples, shares), gradient)
         slope, size = torch.dot(gradient, direction), 1.0
         while True:
             candidate = model - size * direction

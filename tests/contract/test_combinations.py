@@ -80,6 +80,10 @@ REFUSALS = [
     Refusal("would whiten twice", lambda c: c["whitening"] == "shared" and c["direction"] == "whitened"),
     Refusal("mixes what clients whiten", lambda c: c["whitening"] == "mixing" and c["direction"] != "whitened"),
     Refusal(
+        "has no effect on a single local step",
+        lambda c: c["rate"] in ("harmonic", "salr", "own") and c["length"] == "one step" and c["send"] == "direction",
+    ),
+    Refusal(
         "needs the server's step before the upload",
         lambda c: c["rate"] == "salr at the server" and c["recipe"] == "double-squeeze",
     ),

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, unfold
 
+import fedsim
 from fedsim.data.examples import Dataset, Examples, Federation, federate
+from fedsim.errors import ConfigError
 from fedsim.randomness import Purpose, Stream
 from fedsim.solvers import Local, Plan, solve
 from fedsim.solvers.direction import Gradient
@@ -252,3 +254,16 @@ def test_whitening_takes_fewer_steps_on_the_digits() -> None:
     assert gap(Whitened(damping=0.1, refresh=1000), 12.0) < 1e-5
     assert gap(Whitened(damping=0.1, refresh=1000), 12.0, steps=25) < gap(Gradient(), 4.0)
     assert gap(Whitened(damping=0.1, refresh=1000, route="recursive"), 4.0) < 1e-3
+
+
+@pytest.mark.parametrize("route", ["cholesky", "evd"])
+def test_a_damping_below_the_rounding_of_the_moments_is_refused(route: str) -> None:
+    """float32 moments of small batches of digits, whose pixels are often constant: no positive definite covariance."""
+    experiment = fedsim.Experiment.of(
+        rounds=8,
+        local={"epochs": 1, "batch": 8, "order": "reshuffle", "step": 0.01},
+        direction={"kind": "whitened", "damping": 1e-7, "route": route},
+        server={"step": 0.01},
+    )
+    with pytest.raises(ConfigError, match=r"damping = 1e-07 is too small for .* 'scores'.*; use a larger direction"):
+        fedsim.run(experiment)

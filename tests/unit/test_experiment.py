@@ -145,6 +145,12 @@ def test_the_last_layer_wins() -> None:
     assert over.task == LeastSquares()
 
 
+def test_a_number_may_begin_with_its_point() -> None:
+    assert parse_assignment("a.b=.5") == {"a": {"b": 0.5}}
+    assert parse_assignment("a=-.25") == {"a": -0.25}
+    assert parse_assignment("a=.5*theory") == {"a": ".5*theory"}
+
+
 def test_a_length_in_steps_replaces_one_in_epochs_and_the_other_way_round() -> None:
     epochs = Experiment.of(algorithm="fedavg", local={"epochs": 2, "order": "reshuffle"}).local
     assert (epochs.steps, epochs.epochs) == (1, 2)

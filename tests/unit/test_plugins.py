@@ -133,12 +133,12 @@ def test_a_part_that_cannot_be_made_is_refused_before_the_first_round(
         fedsim.simulation.setup.prepare(of(**{part: {tag: "own", "factory": factory, "options": options}}))
 
 
-def test_what_a_factory_raises_comes_through(parts: ModuleType) -> None:
+def test_what_a_factory_raises_is_named(parts: ModuleType) -> None:
     def broken() -> None:
         raise ZeroDivisionError("mine")
 
     parts.broken = broken
-    with pytest.raises(ZeroDivisionError, match="mine"):
+    with pytest.raises(ConfigError, match=r"failed \(ZeroDivisionError: mine\); mend it"):
         made("rate.factory", "own_parts:broken", {}, "fedsim.rules", ["step"])
     assert named("rate.factory", "own_parts:broken", (), "fedsim.rules") is broken
 
@@ -254,3 +254,26 @@ def test_notes_are_named_tensors() -> None:
     check_notes("rate.factory", "a:b", {"x": torch.zeros(1)})
     with pytest.raises(ConfigError, match="expected a dictionary of named tensors"):
         check_notes("rate.factory", "a:b", {1: torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("tables", "says"),
+    [
+        ({"local": {"order": "tests.plugins_example:Clipped"}}, r"local.order = .* failed \(TypeError: .*\); mend it"),
+        (
+            {"rate": {"rule": "own", "factory": "tests.plugins_example:Warmup", "options": {"steps": 0}}},
+            r"rate.factory = .* failed \(ZeroDivisionError: .*\); mend it",
+        ),
+        (
+            {"direction": {"kind": "own", "factory": "tests.plugins_example:Clipped", "options": {"norm": "a"}}},
+            r"direction.factory = .* failed \(TypeError: .*\); mend it",
+        ),
+    ],
+)
+def test_what_an_own_part_raises_in_a_run_is_named(tables: dict[str, Any], says: str) -> None:
+    local = {"steps": 2, "batch": 2, "order": "reshuffle"} | tables.get("local", {})
+    experiment = fedsim.Experiment.of(
+        rounds=1, data={"source": "synthetic-linear", "clients": 3, "per_client": 5}, **{**tables, "local": local}
+    )
+    with pytest.raises(ConfigError, match=says):
+        fedsim.run(experiment)

@@ -15,6 +15,7 @@ from fedsim.cli.theory import theory
 from fedsim.errors import ConfigError
 from fedsim.simulation.setup import prepare
 from fedsim.simulation.theory import noise, problem, promised, setting, theory_steps
+from fedsim.solvers.order import reshuffle
 from fedsim.tasks import Batch
 from fedsim.tasks.task import full_batch
 
@@ -69,6 +70,8 @@ def test_the_promise_is_that_of_the_theorems() -> None:
         ({"server": {"schedule": "inverse-sqrt"}}, "step sizes vary"),
         ({"direction": {"kind": "momentum"}}, "the local direction is not the gradient"),
         ({"local": {"order": "incremental"}}, "neither one full gradient nor one epoch of reshuffling"),
+        ({"local": {"order": "with-replacement", "epochs": 0, "batch": 0}}, "neither one full gradient nor one epoch"),
+        ({"local": {"order": "tests.plugins_example:there_and_back", "batch": 0}}, "neither one full gradient nor"),
         ({"local": {"send": "difference"}}, "clients send the difference"),
         ({"uplink": {"memory": False}, "downlink": {"compressor": "quantize"}}, "there are no memories"),
         ({"uplink": {"feedback": "step"}, "server": {"step": 0.01}}, "the uplink has error feedback"),
@@ -106,6 +109,51 @@ def test_constants_of_a_problem() -> None:
     assert found.client == pytest.approx(float(means.square().sum(1).mean()), rel=1e-9)
     variance = float((gradients - means[:, None]).square().sum(2).mean())
     assert found.batch == pytest.approx(variance * (64 - 8) / (8 * 63), rel=1e-9)
+
+
+@pytest.mark.parametrize(("batch", "heaviest"), [(8, 1.0), (40, 2 * 40 / 64), (24, 3 * 24 / 64)])
+def test_a_short_last_batch_counts_in_the_constants(batch: int, heaviest: float) -> None:
+    """sigma^2 against its definition on 4000 of fedsim's passes (their mean is off by 1 % or so), and L_max."""
+    experiment = nastya(local={"batch": batch})
+    setup = prepare(experiment)
+    task, federation = setup.task, setup.federation
+    found, steps, passes = noise(experiment, federation, task), -(-64 // batch), 4000
+    l2, best = 0.1, found.optimum
+    total = 0.0
+    for i in range(8):
+        shard = federation.shard(i)
+        single = Batch(shard.features[:, None], shard.targets[:, None], torch.ones(64, 1, dtype=torch.float64))
+        data = task.gradients(best.expand(64, -1), single)[0] - l2 * best
+        for epoch in range(passes // 8):
+            pieces = data[reshuffle(7, i, 64, epoch, 8)].split(batch)
+            rows = torch.stack([steps / 64 * piece.sum(0) for piece in pieces])
+            total += float((rows - data.mean(0)).square().sum(1).mean()) / passes
+    assert found.batch == pytest.approx(total, rel=0.05)
+    single_sample = task.sample_smoothness(federation.all())
+    assert problem(experiment, federation, task).sample_smoothness == pytest.approx(heaviest * single_sample)
+
+
+def test_the_optimum_is_that_of_clients_that_count_alike() -> None:
+    """Clients of unequal size with uniform weights: their gradients at x* have mean zero."""
+    experiment = nastya(local={"batch": 0, "epochs": 0, "order": "fresh", "step": 0.1})
+    partition = {"scheme": "quantity", "alpha": 0.3, "clients": 5}
+    setup = prepare(fedsim.Experiment.of(**experiment.table() | {"partition": partition}))
+    task, federation = setup.task, setup.federation
+    assert len(set(federation.sizes.tolist())) > 1
+    found = noise(setup.experiment, federation, task)
+    shards = [federation.shard(i) for i in range(federation.clients)]
+    rows = [task.gradients(found.optimum[None], full_batch(s.features, s.targets, torch.float64))[0] for s in shards]
+    assert float(torch.cat(rows).mean(0).norm()) < 1e-10
+    losses = [task.loss(found.optimum, shard) for shard in shards]
+    assert found.value == pytest.approx(sum(losses) / len(losses))
+
+
+def test_memories_that_learn_too_fast_are_outside_the_theorem(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"learn at most at 0\..*, but uplink.rate = 1; use uplink.rate = 'auto'"):
+        prepare(nastya(uplink={"rate": 1.0}))
+    fast = nastya(uplink={"rate": 1.0}, server={"step": 1e-6}, local={"step": 1e-6})
+    theory(None, [f"{key}={value}" for key, value in flat(fast.table())])
+    assert "(not promised: steps or rate are larger)" in capsys.readouterr().out
 
 
 def squared_distances(experiment: fedsim.Experiment, rounds: int) -> list[float]:
@@ -230,7 +278,7 @@ def test_the_command_prints_what_covers_the_default_of_diana(capsys: pytest.Capt
         None,
         ["data.source=breast-cancer", "server.step=100.0", "task.l2=0.1", "server.weights=uniform", "algorithm=sgd"],
     )
-    assert "(not promised: the steps are larger)" in capsys.readouterr().out
+    assert "(not promised: steps or rate are larger)" in capsys.readouterr().out
     theory(None, ["data.source=breast-cancer", "task.l2=0.1", "algorithm=artemis-whitened"])
     assert "features are whitened" in capsys.readouterr().out
 
