@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 
-COPIED, FOUND = 2**18, 2**17
+COPIED, FOUND = 2**19, 2**17
 """Numbers of features that are copied at once, and samples that are found at once."""
 
 

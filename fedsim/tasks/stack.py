@@ -29,6 +29,10 @@ _masked: Any = torch.ops.aten.threshold_backward
 """(delta, x, 0) -> delta where x > 0, else 0, in one pass."""
 
 
+VECTOR = 16
+"""Classes from which torch's own softmax is the quickest: below, it goes through the scores one by one."""
+
+
 class Head(Protocol):
     """What comes after the last layer."""
 
@@ -41,7 +45,7 @@ class Head(Protocol):
         ...
 
     def both(self, scores: Tensor, answers: Tensor, weights: Tensor, balanced: Tensor) -> tuple[Tensor, Tensor]:
-        """(``errors``, losses summed over the samples with the weights ``balanced``, [a])."""
+        """(``errors``, losses summed over the samples with the weights ``balanced``, [a]), as above."""
         ...
 
 
@@ -69,11 +73,18 @@ class Classes:
 
     def errors(self, scores: Tensor, answers: Tensor, weights: Tensor) -> Tensor:
         """weights (p - one-hot)."""
-        return torch.softmax(scores, dim=2).sub_(answers).mul_(weights)
+        if self.count >= VECTOR:
+            return torch.softmax(scores, dim=2).sub_(answers).mul_(weights)
+        powers = scores.sub_(scores.amax(dim=2, keepdim=True)).exp_()
+        return powers.div_(powers.sum(dim=2, keepdim=True)).sub_(answers).mul_(weights)
 
     def both(self, scores: Tensor, answers: Tensor, weights: Tensor, balanced: Tensor) -> tuple[Tensor, Tensor]:
         """And - sum of weights ln p of the right class."""
-        logs = log_softmax(scores, dim=2)
+        if self.count >= VECTOR:
+            logs = log_softmax(scores, dim=2)
+        else:
+            logs = scores.sub_(scores.amax(dim=2, keepdim=True))
+            logs = logs - logs.exp().sum(dim=2, keepdim=True).log_()
         losses = (logs * answers).mul_(balanced).sum(dim=(1, 2)).neg_()
         return logs.exp_().sub_(answers).mul_(weights), losses
 
