@@ -8,7 +8,8 @@
     auto         stacked where the task is a ``Stack`` (least squares, logistic, softmax, mlp, any Sequential of Linear
                  and ReLU), the solver's choices can be stacked, at least 2 clients are expected in a round, and a step
                  is small: at most ``WIDE`` numbers of features a client. A large step keeps a core busy by itself, and
-                 only its copy beside the others would cost. Otherwise sequential.
+                 copying it beside the others only costs: full gradients of logistic regression are three times as
+                 fast stacked at 10^4 numbers, and slower from 10^5 on. Otherwise sequential.
                  Either is spread over workers where there are cores, run.threads = 1, and a round is long: at least
                  ``LONG`` samples times coordinates.
     chunk = 0    as many models as fit into ``CACHED`` bytes, at least 4: they stay in the cache through all steps
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from fedsim.experiment import Experiment
 
 CACHED, LEAST = 6 * 2**20, 4
-WIDE, LONG = 2**15, 2**28
+WIDE, LONG = 2**16, 2**28
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -21,10 +21,11 @@ from fedsim.randomness import Purpose, Stream
 from fedsim.simulation.executors import Choice, choose
 from fedsim.simulation.theory import theory_steps
 from fedsim.simulation.workers import Workers
-from fedsim.solvers.local import Plan, Solution, check_plan, solve
+from fedsim.solvers.local import Plan, Solution, check_plan, solve_into
 from fedsim.solvers.memory import Memory
 from fedsim.solvers.metric import Metric
 from fedsim.solvers.order import order_named
+from fedsim.solvers.plan import Ask, Rows
 from fedsim.solvers.rate import Salr
 from fedsim.tasks import Task
 from fedsim.tasks.layer import Layer
@@ -37,7 +38,7 @@ class Setup:
     """A prepared experiment.
 
     weights: float[N], v_i; step: gamma_0; plan: of the local solver; run: its 8-byte name; choice: of the executor;
-    workers: its processes; whitened: layers that are.
+    workers: its processes; whitened: layers that are; kept: buffers of ``solve``.
     """
 
     experiment: Experiment
@@ -51,6 +52,7 @@ class Setup:
     choice: Choice
     workers: Workers | None = None
     whitened: tuple[Layer, ...] = ()
+    kept: list[Rows] = field(default_factory=list)
 
     @property
     def clients(self) -> int:
@@ -73,7 +75,12 @@ class Setup:
         """As ``fedsim.solvers.solve``, by the executor; the directions hold until the next call."""
         if self.workers is not None and plan is self.plan:
             return self.workers.solve(models, clients.cpu(), stream, memories)
-        return solve(self.task, self.federation, models, clients, plan, stream, memories)
+        # Rows of the last round, where there are enough: fresh memory costs as much as a step.
+        kept = self.kept.pop() if self.kept else None
+        rows = kept if kept is not None and kept.losses.shape[0] >= len(clients) else Rows.like(models)
+        self.kept.append(rows)
+        ask = Ask(models, clients.cpu(), stream, memories)
+        return solve_into(self.task, self.federation, plan, ask, rows.of(len(clients)))
 
     def close(self) -> None:
         """End the processes of the executor."""

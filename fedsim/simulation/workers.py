@@ -71,9 +71,11 @@ class Workers:
         try:
             shares = spread(groups, self._costs(clients, groups), self.count)
             busy = [i for i, share in enumerate(shares) if share]
+            numbers = clients.tolist()
             for i in busy:
-                known = {c: memories[c] for g in shares[i] for c in clients[groups[g]].tolist() if c in memories}
-                self._send(i, (n, shared, clients, stream, known, [groups[g] for g in shares[i]]))
+                theirs = [groups[g] for g in shares[i]]
+                known = {c: memories[c] for group in theirs for c in map(numbers.__getitem__, group) if c in memories}
+                self._send(i, (shared, numbers, stream, known, theirs))
             answers = {i: self._receive(i) for i in busy}
         except BaseException:
             self.close()
@@ -90,8 +92,8 @@ class Workers:
     def _costs(self, clients: Tensor, groups: list[Group]) -> list[int]:
         """Samples that each group goes through, or in proportion to that."""
         sizes, local = self.federation.sizes_of(clients), self.plan.local
-        each = sizes if local.epochs or not local.batch else sizes.clamp_max(local.batch)
-        return [int(each[group].sum()) for group in groups]
+        each = (sizes if local.epochs or not local.batch else sizes.clamp_max(local.batch)).tolist()
+        return [sum(each[place] for place in group) for group in groups]
 
     def _fork(self, room: int, like: Tensor) -> None:
         self.close()
@@ -170,7 +172,8 @@ def _work(pool: Workers, pipe: Connection, others: list[Connection]) -> None:
 
 
 def _answer(pool: Workers, message: bytes) -> list[Done]:
-    n, shared, clients, stream, known, groups = pickle.loads(message)
+    shared, numbers, stream, known, groups = pickle.loads(message)
+    n, clients = len(numbers), torch.tensor(numbers)
     models = pool._models[:1].expand(n, -1) if shared else pool._models[:n]
     ask, rows = Ask(models, clients, stream, known), Rows(pool._rows.direction[:n], pool._rows.losses[:n])
     return [solve_group(pool.task, pool.federation, pool.plan, ask, group, rows) for group in groups]

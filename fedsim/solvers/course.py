@@ -1,7 +1,7 @@
 """Which samples the clients of a group use, step by step: the batches of ``batches`` and ``passes``, for all at once.
 
 Clients stand in the order of their numbers of steps, most first, so those that still have a batch are a prefix, which
-shrinks. A batch that is shorter than its neighbours is padded with the client's first sample at weight 0. Rows of the
+shrinks. A batch that is shorter than its neighbours is padded with samples of the same client at weight 0. Rows of the
 data are found for many steps at once, and copied together for as many steps as fit into ``COPIED`` numbers.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 
-COPIED, FOUND = 2**18, 2**17
+COPIED, FOUND = 2**19, 2**17
 """Numbers of features that are copied at once, and samples that are found at once."""
 
 
@@ -122,7 +122,7 @@ class Course:
             features, targets = federation.features[some], federation.targets[some]
             weights = torch.full((count,), 1 / width, dtype=dtype, device=targets.device)
             return Page(features, targets, weights, going, [width] * len(going), same=True)
-        places = np.broadcast_to(np.arange(width), (1, len(n), width))
+        places = np.minimum(np.arange(width), n[:, None] - 1)[None]
         (page,) = self._copied(places, n[None], 0, dtype)
         return Page(page.features, page.targets, page.weights, going, [width] * len(going), same=True)
 
@@ -132,7 +132,7 @@ class Course:
         width, size = int(sizes.amax()), self.plan.local.batch
         found = [choose(stream.at(stream.round, index=h), clients, sizes, width, size) for h in range(first, last)]
         counts = np.broadcast_to(self.batches[:a], (last - first, a))
-        return torch.stack(found).numpy(), counts
+        return np.minimum(torch.stack(found).numpy(), self.sizes[:a, None] - 1), counts
 
     def _copied(self, places: Ints, counts: Ints, first: int, dtype: torch.dtype) -> Iterator[Page]:
         """The pages of steps whose samples are found."""
@@ -142,12 +142,13 @@ class Course:
         going, widths = takes.sum(axis=1), (takes * counts).max(axis=1)
         real = column < counts[:, :, None]
         kept = takes[:, :, None] & (column < widths[:, None, None])
-        rows = torch.from_numpy((np.where(real, places, 0) + self.starts[:a, None])[kept]).to(features.device)
+        rows = torch.from_numpy((places + self.starts[:a, None])[kept]).to(features.device)
         if self.plan.order is None:
             each = 1 / counts
         else:
             each = (-(-self.sizes[:a] // self.batches[:a]) / self.sizes[:a])[None]
-        weights = torch.from_numpy((real * each[:, :, None])[kept]).to(device=features.device, dtype=dtype)
+        kind = np.float64 if dtype == torch.float64 else np.float32
+        weights = torch.from_numpy((real * each.astype(kind)[:, :, None])[kept]).to(features.device, dtype)
         targets = federation.targets.index_select(0, rows)
         at_once = max(1, COPIED // max(1, a * width * features.shape[1:].numel()))
         ends = np.cumsum(going * widths).tolist()

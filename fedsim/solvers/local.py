@@ -44,7 +44,7 @@ from fedsim.tasks.task import Batch, Task
 if TYPE_CHECKING:
     from fedsim.data import Federation
 
-__all__ = ["Local", "Plan", "Solution", "check_plan", "gathered", "groups_of", "solve", "solve_group"]
+__all__ = ["Local", "Plan", "Solution", "check_plan", "gathered", "groups_of", "solve", "solve_group", "solve_into"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,11 @@ def solve(
 
     Raises DataError for a client without samples.
     """
-    ask = Ask(models, clients.cpu(), stream, memories or {})
-    rows = Rows.like(models)
+    return solve_into(task, federation, plan, Ask(models, clients.cpu(), stream, memories or {}), Rows.like(models))
+
+
+def solve_into(task: Task, federation: Federation, plan: Plan, ask: Ask, rows: Rows) -> Solution:
+    """``solve`` into rows that are there already; the solution's directions and losses are views of them."""
     groups = groups_of(federation, ask.clients, plan)
     return gathered(groups, [solve_group(task, federation, plan, ask, group, rows) for group in groups], rows)
 

@@ -108,6 +108,10 @@ class Rows:
             direction = torch.empty(models.shape, dtype=models.dtype, device=models.device)
         return Rows(direction, models.new_empty(models.shape[0]))
 
+    def of(self, count: int) -> Rows:
+        """The first ``count`` of them, with the same buffers."""
+        return Rows(self.direction[:count], self.losses[:count], self.scratch)
+
 
 Group = list[int]
 """Places in a cohort of clients that are solved together."""

@@ -72,10 +72,9 @@ def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group:
     if isinstance(plan.direction, Momentum):
         notes = [plan.direction.begin(note) for note in notes]
     beside = group == list(range(group[0], group[0] + len(group)))
-    some: slice | Tensor
-    some = slice(group[0], group[0] + len(group)) if beside else torch.tensor(group, device=ask.models.device)
+    places = torch.tensor(group, device=ask.models.device)
     shared = ask.models.stride(0) == 0
-    models = ask.models[: len(group)] if shared else ask.models[some]
+    models = ask.models[: len(group)] if shared else ask.models.index_select(0, places)
     if isinstance(plan.direction, Gradient) and task.stack is not None:
         walkers = _room(task.stack, course, rows, models)
         losses, factors = descend(task.stack, models, course, ask.stream, walkers)
@@ -87,19 +86,19 @@ def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group:
                 out.mul_(_column(factors[first:last], out)[:, 0])
 
         if beside:
-            write(rows.direction[some], 0)
+            write(rows.direction[group[0] : group[0] + len(group)], 0)
         elif task.dim < LONG_ROW:
             out = torch.empty_like(rows.direction[: len(group)])
             write(out, 0)
-            rows.direction[some] = out
+            rows.direction.index_copy_(0, places, out)
         else:
             for i, place in enumerate(group):
                 write(rows.direction[place : place + 1], i)
     else:
         out = torch.empty_like(rows.direction[: len(group)])
         losses = _Walk(task, course, models.clone()).run(ask.stream, out, notes)
-        rows.direction[some] = out
-    rows.losses[some] = losses
+        rows.direction.index_copy_(0, places, out)
+    rows.losses.index_copy_(0, places, losses)
     samples = course.samples
     taken = 2 * samples if isinstance(plan.direction, Sam) else samples
     steps = (course.done + course.steps).tolist()

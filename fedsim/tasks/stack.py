@@ -21,12 +21,16 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
+from torch.nn.functional import linear, log_softmax
 
 from fedsim.tasks.layer import Layer
 
 _masked: Any = torch.ops.aten.threshold_backward
 """(delta, x, 0) -> delta where x > 0, else 0, in one pass."""
+
+
+VECTOR = 16
+"""Classes from which torch's own softmax is the quickest: below, it goes through the scores one by one."""
 
 
 class Head(Protocol):
@@ -41,7 +45,7 @@ class Head(Protocol):
         ...
 
     def both(self, scores: Tensor, answers: Tensor, weights: Tensor, balanced: Tensor) -> tuple[Tensor, Tensor]:
-        """(``errors``, losses summed over the samples with the weights ``balanced``, [a])."""
+        """(``errors``, losses summed over the samples with the weights ``balanced``, [a]), as above."""
         ...
 
 
@@ -69,11 +73,18 @@ class Classes:
 
     def errors(self, scores: Tensor, answers: Tensor, weights: Tensor) -> Tensor:
         """weights (p - one-hot)."""
-        return torch.softmax(scores, dim=2).sub_(answers).mul_(weights)
+        if self.count >= VECTOR:
+            return torch.softmax(scores, dim=2).sub_(answers).mul_(weights)
+        powers = scores.sub_(scores.amax(dim=2, keepdim=True)).exp_()
+        return powers.div_(powers.sum(dim=2, keepdim=True)).sub_(answers).mul_(weights)
 
     def both(self, scores: Tensor, answers: Tensor, weights: Tensor, balanced: Tensor) -> tuple[Tensor, Tensor]:
         """And - sum of weights ln p of the right class."""
-        logs = log_softmax(scores, dim=2)
+        if self.count >= VECTOR:
+            logs = log_softmax(scores, dim=2)
+        else:
+            logs = scores.sub_(scores.amax(dim=2, keepdim=True))
+            logs = logs - logs.exp().sum(dim=2, keepdim=True).log_()
         losses = (logs * answers).mul_(balanced).sum(dim=(1, 2)).neg_()
         return logs.exp_().sub_(answers).mul_(weights), losses
 
@@ -166,6 +177,7 @@ class Walkers:
     models: Blocks
     total: Blocks | None
     _start: Blocks = field(init=False)
+    _moved: bool = field(init=False)
     _now: Blocks = field(init=False)
     _sum: Blocks | None = field(init=False)
 
@@ -182,14 +194,13 @@ class Walkers:
 
     def load(self, rows: Tensor) -> None:
         """Begin at rows, float[c, d], which must stay as they are until ``write``."""
-        self._start = Blocks.views(self.stack, rows)
+        self._start, self._moved = Blocks.views(self.stack, rows), False
         self.keep(rows.shape[0])
-        for mine, given in zip(self._now.all(), self._start.all(), strict=True):
-            mine.copy_(given)
 
     def keep(self, count: int) -> None:
         """Only the first ``count`` go on."""
-        self._now = self.models.prefix(count)
+        # Until the first step the models are where they began, which often is one place for all of them.
+        self._now = (self.models if self._moved else self._start).prefix(count)
         self._sum = None if self.total is None else self.total.prefix(count)
 
     def errors(
@@ -208,15 +219,17 @@ class Walkers:
 
         Where each client has its own eta, it is in the weights, and ``eta`` is 1.
         """
-        beta = decay if isinstance(decay, float) else 1.0
-        for w, b, x, delta in zip(self._now.weights, self._now.biases, inputs, errors, strict=True):
-            if isinstance(decay, Tensor):
-                w.mul_(decay)
-            w.baddbmm_(delta.transpose(1, 2), x, beta=beta, alpha=-eta)
-            if b is not None:
-                if isinstance(decay, Tensor) or beta != 1:
-                    b.mul_(decay)
-                b.sub_(delta.sum(dim=1, keepdim=True), alpha=eta)
+        before, self._moved = self._now, True
+        self.keep(before.weights[0].shape[0])
+        after, each = self._now, isinstance(decay, Tensor)
+        beta = 1.0 if isinstance(decay, Tensor) else decay
+        for i, (x, delta) in enumerate(zip(inputs, errors, strict=True)):
+            w = before.weights[i] * decay if each else before.weights[i]
+            torch.baddbmm(w, delta.transpose(1, 2), x, beta=beta, alpha=-eta, out=after.weights[i])
+            bias, moved = before.biases[i], after.biases[i]
+            if bias is not None and moved is not None:
+                bias = bias * decay if each or beta != 1 else bias
+                torch.sub(bias, delta.sum(dim=1, keepdim=True), alpha=eta, out=moved)
 
     def add(self, inputs: list[Tensor], errors: list[Tensor], shares: float | Tensor, first: bool) -> None:
         """total <- total + g + shares l2 w. The shares of g are in the weights: [a, 1, 1] where they differ."""
@@ -237,6 +250,7 @@ class Walkers:
     def follow(self, count: int, unit: float | Tensor) -> None:
         """w <- w_0 - unit total for the first ``count``. unit: [count, 1, 1] where they differ."""
         assert self._sum is not None
+        self._moved = True
         self.keep(count)
         start = self._start.prefix(count)
         for mine, origin, total in zip(self._now.all(), start.all(), self._sum.all(), strict=True):
@@ -265,6 +279,9 @@ def _forward(parts: Iterable[tuple[Tensor, Tensor | None]], features: Tensor) ->
         if inputs:
             x = x.relu_()
         inputs.append(x)
+        if weight.stride(0) == 0:  # one model for all: one product
+            x = linear(x, weight[0], None if bias is None else bias[0, 0])
+            continue
         turned = weight.transpose(1, 2)
         x = torch.bmm(x, turned) if bias is None else torch.baddbmm(bias, x, turned)
     return inputs, x

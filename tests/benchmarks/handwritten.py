@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from fedsim.tasks.stack import VECTOR
 from tests.benchmarks.workloads import STEP, Workload
 
 Round = Callable[[Tensor, int], Tensor]
@@ -48,7 +49,11 @@ def manual(work: Workload, chunk: int) -> Round:
                         x = x.relu_()
                     inputs.append(x)
                     x = torch.baddbmm(biases[i][:a], x, weights[i][:a].transpose(1, 2))
-                delta = torch.softmax(x, 2).sub_(hits).mul_(scale)
+                if x.shape[2] < VECTOR:
+                    x = x.sub_(x.amax(2, keepdim=True)).exp_()
+                    delta = x.div_(x.sum(2, keepdim=True)).sub_(hits).mul_(scale)
+                else:
+                    delta = torch.softmax(x, 2).sub_(hits).mul_(scale)
                 for i in reversed(range(len(layers))):
                     before = torch.bmm(delta, weights[i][:a]).mul_(inputs[i] > 0) if i else delta
                     weights[i][:a].baddbmm_(delta.transpose(1, 2), inputs[i], alpha=-STEP)

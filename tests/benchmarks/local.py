@@ -13,15 +13,20 @@ import torch
 from torch import Tensor
 
 from fedsim.randomness import Purpose, Stream
-from fedsim.simulation.executors import cores
+from fedsim.simulation.executors import chunk_of, cores
 from fedsim.simulation.workers import Workers
-from fedsim.solvers import Local, Plan, solve
+from fedsim.solvers import Local, Plan
+from fedsim.solvers.local import solve_into
 from fedsim.solvers.order import ORDERS
+from fedsim.solvers.plan import Ask, Rows
 from tests.benchmarks.handwritten import Round, loop, manual
 from tests.benchmarks.workloads import STEP, Workload, workload
 
 CASES = {"lr10": 40, "lr100": 20, "mlp10": 15, "mlp100": 6, "cnn10": 2}
 """Timed rounds of each row."""
+
+TOGETHER = 5
+"""Rounds of a row before the next one's turn, as in a run."""
 
 CHECKED = 4
 """Rounds after which the parameters are compared."""
@@ -40,8 +45,6 @@ def rows(work: Workload, stack: ExitStack) -> dict[str, Round]:
     found["sequential"] = _solved(work, 1, None)
     chunk = 1
     if work.task.stack is not None:
-        from fedsim.simulation.executors import chunk_of
-
         chunk = min(chunk_of(work.task.dim, 4), cohort)
         found[f"stacked, {chunk}"] = _solved(work, chunk, None)
     if cores() > 1:
@@ -57,12 +60,13 @@ def _plan(work: Workload, chunk: int) -> Plan:
 
 def _solved(work: Workload, chunk: int, pool: Workers | None) -> Round:
     plan, sizes = _plan(work, chunk), work.federation.sizes.to(torch.float32)
+    room = Rows.like(work.task.initial(0).expand(len(work.cohorts[0]), -1))
 
     def round_(model: Tensor, t: int) -> Tensor:
         cohort = work.cohorts[t % len(work.cohorts)]
         stream, models = Stream(0, Purpose.BATCH, t), model.expand(len(cohort), -1)
         if pool is None:
-            solution = solve(work.task, work.federation, models, cohort, plan, stream)
+            solution = solve_into(work.task, work.federation, plan, Ask(models, cohort, stream, {}), room)
         else:
             solution = pool.solve(models, cohort, stream, {})
         share = sizes[cohort]
@@ -83,11 +87,12 @@ def play(name: str, repeats: int) -> None:
             ended[row] = model
         start = work.task.initial(0)
         times: dict[str, list[float]] = {row: [] for row in every}
-        for t in range(repeats):
+        for turn in range(0, repeats, TOGETHER):
             for row, round_ in every.items():
-                before = time.perf_counter()
-                round_(start, t)
-                times[row].append(1e3 * (time.perf_counter() - before))
+                for t in range(turn, min(turn + TOGETHER, repeats)):
+                    before = time.perf_counter()
+                    round_(start, t)
+                    times[row].append(1e3 * (time.perf_counter() - before))
     reference = ended["sequential"]
     best = min(min(taken) for row, taken in times.items() if "by hand" in row)
     print(f"{name}: d = {work.task.dim}, {len(work.cohorts[0])} clients a round, best (median) of {repeats}")

@@ -118,13 +118,16 @@ def test_repeatable_to_the_bit_and_global_generators_untouched(chunk: int) -> No
 
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_inputs_are_left_alone_and_may_be_one_model_for_all(chunk: int) -> None:
+    """The same bits in the reference; side by side, one model for all is one product, so up to rounding of float64."""
     task, federation = world("logistic", SIZES)
     model = models(task, 1)[0]
     kept = model.clone()
     plan = Plan(Local(steps=3, step=0.1), 0.1, chunk)
     shared = solve(task, federation, model.expand(6, -1), torch.arange(6), plan, stream())
     apart = solve(task, federation, model.repeat(6, 1), torch.arange(6), plan, stream())
-    assert torch.equal(shared.direction, apart.direction)
+    if chunk == 1:
+        assert torch.equal(shared.direction, apart.direction)
+    torch.testing.assert_close(shared.direction, apart.direction, rtol=1e-12, atol=1e-12)
     assert torch.equal(model, kept)
 
 

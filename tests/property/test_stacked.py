@@ -107,6 +107,8 @@ def test_stacked_is_sequential_up_to_rounding(
     task, federation = world(kind, sizes, dtype)
     ids = torch.tensor(data.draw(st.permutations(range(len(sizes)))))
     start = models(task, len(sizes))
+    if data.draw(st.booleans(), label="one model for all"):
+        start = start[0].expand(len(sizes), -1)
     plans = [Plan(local, 0.05, c, order_named(local.order), rate, direction) for c in (1, chunk)]
     before: list[dict[int, Memory]] = [{}, {}]
     for t in range(2):

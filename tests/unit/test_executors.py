@@ -32,6 +32,12 @@ SEQUENTIAL, ALL = Choice("sequential", 1, 0), 2419
 """chunk_of(650, 4): softmax on digits."""
 
 
+WIDE = {
+    "data": {"source": "synthetic-linear", "clients": 3, "per_client": 5000, "features": 20},
+    "task": {"kind": "least-squares"},
+}
+
+
 def of(**tables: Any) -> Experiment:
     return Experiment.of(**{**DIGITS, "server": {"step": 0.1}, "local": {"step": 0.1}, **tables})
 
@@ -51,7 +57,7 @@ def of(**tables: Any) -> Experiment:
         ({"participation": {"scheme": "k-of-n", "k": 1}}, SEQUENTIAL),
         ({"participation": {"scheme": "bernoulli", "p": 0.1}}, SEQUENTIAL),
         ({"task": {"kind": "module", "factory": "tests.unit.test_executors:tanh"}}, SEQUENTIAL),
-        ({"partition": {"scheme": "dirichlet", "clients": 2}}, SEQUENTIAL),
+        ({**WIDE, "partition": {"scheme": "natural"}}, SEQUENTIAL),
         ({"run": {"chunk": 1}}, SEQUENTIAL),
         ({"run": {"executor": "sequential"}}, SEQUENTIAL),
         ({"run": {"chunk": 5}}, Choice("stacked", 5, 0)),
