@@ -6,6 +6,7 @@ FedsimError                 message is one line: what was given, what was expect
 ├── WireError               bytes that are not a message of this protocol
 ├── CheckpointError         a run folder cannot be written or read back
 ├── DivergedError           the model is no longer finite
+├── WorkerError             a process that computes for clients died
 └── StoppedError            the user stopped the run; its folder holds the last complete round
 """
 
@@ -32,6 +33,10 @@ class CheckpointError(FedsimError):
 
 class DivergedError(FedsimError):
     """The model or an update is not finite. The message names the round and the step size."""
+
+
+class WorkerError(FedsimError):
+    """A worker process died. The message names it, how it died, and the way out."""
 
 
 class StoppedError(FedsimError):

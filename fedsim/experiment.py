@@ -43,6 +43,9 @@ TAGS = {
 CHANNELS: dict[str, type[msgspec.Struct]] = {"uplink": Uplink, "downlink": Downlink}
 """Tables in which the compressor's own keys stand beside the channel's."""
 
+EITHER = {"local": ("steps", "epochs")}
+"""Keys of which one replaces the other when it is named alone."""
+
 IMPLIED: dict[str, Table] = {
     "breast-cancer": {"task": {"kind": "logistic"}, "partition": {"clients": 10}, "participation": {"scheme": "full"}},
     "libsvm": {"task": {"kind": "logistic"}},
@@ -67,18 +70,27 @@ class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         precision: of models, memories and gradients: "float32" or "float64".
         device: "cpu", "cuda", "cuda:1" ..., or "auto" (a GPU where there is one).
         threads: of torch; part of the experiment because sums over data depend on it in the last bit.
-        chunk: clients computed at once: 1 is the sequential reference, more stacks them (equal up to rounding).
+        executor: of the clients' local steps. "sequential", one client after another, is the reference; "stacked"
+            computes clients side by side, equal up to rounding; "workers" spreads them over processes, with the same
+            bits; "auto" chooses by a rule (``fedsim.simulation.executors``), and the manifest says what.
+        chunk: clients computed side by side: 1 is the reference, 0 leaves it to the executor.
+        workers: processes; 0: one for each core.
         evaluate_every: rounds between evaluations of the loss.
         checkpoint_every: rounds between checkpoints; a killed run repeats at most so many rounds.
+        wire: "counted": only the lengths of messages are computed; "real": every message is made, sent and read. The
+            same model and ledger, the second much slower.
         baseline: after the run, also run it uncompressed until it reaches the same loss, and compare the bytes.
     """
 
     precision: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
     threads: Annotated[int, msgspec.Meta(ge=1)] = 1
-    chunk: Annotated[int, msgspec.Meta(ge=1)] = 1
+    executor: Literal["auto", "sequential", "stacked", "workers"] = "auto"
+    chunk: Annotated[int, msgspec.Meta(ge=0)] = 0
+    workers: Annotated[int, msgspec.Meta(ge=0)] = 0
     evaluate_every: Annotated[int, msgspec.Meta(ge=1)] = 10
     checkpoint_every: Annotated[int, msgspec.Meta(ge=1)] = 50
+    wire: Literal["counted", "real"] = "counted"
     baseline: bool = False
 
 
@@ -124,7 +136,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def identifier(self) -> bytes:
         """8 bytes that name the experiment: a hash of its complete form. What only says how to run is left out."""
         table = self.table()
-        del table["run"]["checkpoint_every"], table["run"]["baseline"], table["run"]["evaluate_every"]
+        for how in ("checkpoint_every", "evaluate_every", "workers", "wire", "baseline"):
+            del table["run"][how]
         return hashlib.blake2b(msgspec.json.encode(table, order="deterministic"), digest_size=8).digest()
 
 
@@ -188,6 +201,9 @@ def overlay(below: Table, above: Table) -> Table:
         if value.get(tag, old.get(tag)) != old.get(tag):
             own = CHANNELS[key].__struct_fields__ if key in CHANNELS else ()
             old = {name: kept for name, kept in old.items() if name in own}
+        either = EITHER.get(key, ())
+        if any(name in value for name in either):
+            old = {name: kept for name, kept in old.items() if name not in either}
         result[key] = {**old, **value}
     return result
 

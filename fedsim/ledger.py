@@ -9,7 +9,7 @@ A line is one frame. ``messages`` counts the updates in it: more than one when a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.errors import CheckpointError
+
+Whole = NDArray[np.int64]
 
 COLUMNS = ("round", "client", "direction", "kind", "messages", "formula_bits", "payload_bits", "frame_bytes")
 
@@ -63,26 +65,28 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Frames of one round, direction and kind, one for each client: parallel sequences of the same length."""
+    """Frames of one round, direction and kind, one for each client: arrays of the same length."""
 
     round: int
     direction: Direction
     kind: Entry
-    clients: Sequence[int]
-    messages: Sequence[int]
-    formula_bits: Sequence[float]
-    payload_bits: Sequence[int]
-    frame_bytes: Sequence[int]
+    clients: Whole
+    messages: Whole
+    formula_bits: NDArray[np.float64]
+    payload_bits: Whole
+    frame_bytes: Whole
 
     def cost(self) -> Cost:
         """The sum of these lines."""
-        return Cost(len(self.clients), float(sum(self.formula_bits)), sum(self.payload_bits), sum(self.frame_bytes))
+        return Cost(
+            len(self.clients), float(self.formula_bits.sum()), int(self.payload_bits.sum()), int(self.frame_bytes.sum())
+        )
 
     def rows(self) -> Iterable[str]:
         """The lines as CSV text."""
         head = f"{self.round},{{}},{self.direction.value},{self.kind.value}"
-        columns = zip(self.clients, self.messages, self.formula_bits, self.payload_bits, self.frame_bytes, strict=True)
-        for client, messages, formula, payload, frame in columns:
+        columns = (self.clients, self.messages, self.formula_bits, self.payload_bits, self.frame_bytes)
+        for client, messages, formula, payload, frame in zip(*(column.tolist() for column in columns), strict=True):
             yield f"{head.format(client)},{messages},{formula!r},{payload},{frame}\n"
 
 

@@ -15,8 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from fedsim import kernels
 
 SERVER = 0xFFFFFFFF
 """The client number under which the server draws its own numbers."""
@@ -60,7 +63,7 @@ def philox(
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """The numbers of one purpose in one round; ``index`` tells repeated draws apart (local step, epoch).
+    """The numbers of one purpose in one round; ``index`` < 2^24 tells repeated draws apart (local step, epoch).
 
     >>> Stream(seed=1, purpose=Purpose.UPLINK, round=3).uniform(torch.tensor([7]), 2, torch.float32)
     tensor([[0.7105, 0.9567]])
@@ -77,6 +80,12 @@ class Stream:
 
     def words(self, clients: Tensor, width: int) -> Tensor:
         """``width`` words for each client. clients: int64[n]. Returns int64[n, width], each in [0, 2^32)."""
+        if kernels.available(clients):
+            from fedsim.kernels import philox as compiled
+
+            found = np.empty((len(clients), width), np.int64)
+            compiled.words(found, np.ascontiguousarray(clients.numpy(), np.int64), *self.address)
+            return torch.from_numpy(found)
         device = clients.device
         blocks = torch.arange((width + 3) // 4, dtype=torch.int64, device=device)[None, :]
         one = torch.ones((1, 1), dtype=torch.int64, device=device)
@@ -88,6 +97,11 @@ class Stream:
         )
         key = (self.seed & _MASK, (self.seed >> 32) & _MASK)
         return torch.stack(philox(counter, key), dim=-1).flatten(1)[:, :width]
+
+    @property
+    def address(self) -> tuple[np.uint64, np.uint32, np.uint32]:
+        """What kernels take: key, and the counter's words of round and purpose."""
+        return np.uint64(self.seed & 2**64 - 1), np.uint32(self.round), np.uint32(int(self.purpose) + 256 * self.index)
 
     def uniform(self, clients: Tensor, width: int, dtype: torch.dtype) -> Tensor:
         """Uniform numbers in [0, 1), dtype[n, width]: multiples of 2^-24 in float32, of 2^-32 in float64."""

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from fedsim.data import FashionMNIST
 from fedsim.errors import FedsimError
 
 torch.set_num_threads(1)
+settings.register_profile("no deadline", deadline=None)  # the first example that needs a kernel compiles it
+settings.load_profile("no deadline")
 
 LIBSVM = Path(__file__).resolve().parents[2] / "shared" / "data" / "libsvm"
 Refused = Callable[..., AbstractContextManager[None]]

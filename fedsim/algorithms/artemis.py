@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.method import Method, feedback_coefficient
-from fedsim.compression import Payload
+from fedsim.compression import Payload, compress_difference, weighted_sums
 from fedsim.flat import tree_sum
 from fedsim.randomness import SERVER, Stream
 
@@ -104,6 +104,9 @@ def upload(
     directions: float[n, d]; ids: int64[n]. The new state is pending until the server has acknowledged the upload: a
     client whose message is lost keeps the old one.
     """
+    if clients.memory is not None and clients.error is None:
+        payload, memory = compress_difference(method.up, directions, clients.memory, method.alpha, noise, ids)
+        return payload, Clients(memory=memory)
     difference = directions if clients.memory is None else directions - clients.memory
     if clients.error is not None:
         difference = difference + feedback_coefficient(method.uplink.feedback, step) * clients.error
@@ -125,22 +128,19 @@ def absorb(
     Returns the new server and the update that every client will apply. With ``normalise = "present"`` and an empty
     cohort the estimate is the memory alone, or zero without one.
     """
-    dtype, device = server.model.dtype, server.model.device
+    shares, memory, memories = _shares(method, cohort), server.memory, server.memories
     if uploads is None:
-        received = server.model.new_zeros((0, server.model.shape[0]))
-    else:
-        received = method.up.decompress(uploads, dtype).to(device)
-    shares = _shares(method, cohort)
-    memory, memories = server.memory, server.memories
-    estimate = received
-    if memories is not None:
-        estimate = received + memories[cohort.clients]
+        estimate = torch.zeros_like(server.model) if memory is None else memory
+    elif memories is not None:
+        received = method.up.decompress(uploads, server.model.dtype).to(server.model.device)
+        estimate = tree_sum(shares[:, None] * (received + memories[cohort.clients]), dim=0)
         memories = memories.index_add(0, cohort.clients, method.alpha * received)
-    estimate = tree_sum(shares[:, None] * estimate, dim=0)
-    if memory is not None:
+    elif memory is not None:
         learnt = shares if method.server.paper_compat else cohort.weights
-        estimate = memory + estimate
-        memory = memory + method.alpha * tree_sum(learnt[:, None] * received, dim=0)
+        mean, change = weighted_sums(method.up, uploads, torch.stack((shares, learnt)))
+        estimate, memory = memory + mean, memory + method.alpha * change
+    else:
+        (estimate,) = weighted_sums(method.up, uploads, shares[None])
     return _step(method, replace(server, memory=memory, memories=memories), estimate, step, noise)
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fedsim.compression.cohort import compress_difference, weighted_sums
 from fedsim.compression.identity import Identity
 from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout
 from fedsim.compression.quantize import Quantize
@@ -22,6 +23,8 @@ __all__ = [
     "Quantize",
     "Values",
     "ValuesLayout",
+    "compress_difference",
+    "weighted_sums",
 ]
 
 

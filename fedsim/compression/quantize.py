@@ -24,18 +24,22 @@ experiment in Philippenko and Dieuleveut, "Artemis", arXiv 2006.14591.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Annotated, Literal
 
 import msgspec
 import torch
 from torch import Tensor
 
+from fedsim.compression import fused
 from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload
 from fedsim.errors import DivergedError, WireError
 from fedsim.flat import tree_sum
 from fedsim.randomness import Stream
 
 MAX_LEVELS = 2**15 - 1
+
+_NOT_FINITE = "a row to quantize is not finite or its norm exceeds 3.4e38; use a smaller step size"
 
 
 class Quantize(msgspec.Struct, frozen=True, tag_field="compressor", tag="quantize", forbid_unknown_fields=True):
@@ -63,11 +67,13 @@ class Quantize(msgspec.Struct, frozen=True, tag_field="compressor", tag="quantiz
 
         Raises DivergedError when a row is not finite or its norm is beyond float32.
         """
+        if fused.usable(rows):
+            return self.quantize(rows, None, 0.0, noise, clients)[0]
         layout = LevelsLayout(rows.shape[1], self.levels, self._bucket(rows.shape[1]))
         magnitudes = rows.abs()
         norms = self._norms(magnitudes, layout)
         if not bool(torch.isfinite(norms).all()):
-            raise DivergedError("a row to quantize is not finite or its norm exceeds 3.4e38; use a smaller step size")
+            raise DivergedError(_NOT_FINITE)
         safe = _spread(torch.where(norms > 0, norms, torch.ones_like(norms)).to(rows.dtype), layout)
         scaled = magnitudes / safe * self.levels
         low = scaled.floor()
@@ -75,11 +81,26 @@ class Quantize(msgspec.Struct, frozen=True, tag_field="compressor", tag="quantiz
         levels = (low + up) * rows.sign()
         return Levels(layout, levels.to(torch.int32), norms)
 
+    def quantize(
+        self, rows: Tensor, memory: Tensor | None, rate: float, noise: Stream, clients: Tensor
+    ) -> tuple[Payload, Tensor]:
+        """By a kernel, for rows that it can take: see ``fused.quantize``. Raises as ``compress``."""
+        layout = LevelsLayout(rows.shape[1], self.levels, self._bucket(rows.shape[1]))
+        payload, after = fused.quantize(rows, memory, rate, layout, self.norm == "linf", noise, clients)
+        if payload is None:
+            raise DivergedError(_NOT_FINITE)
+        return payload, after
+
     def decompress(self, payload: Payload, dtype: torch.dtype) -> Tensor:
         """Levels -> dtype[n, d]: norm * level / s."""
+        levels = self.check(payload)
+        return _spread(levels.norms.to(dtype), levels.layout) * (levels.levels.to(dtype) / self.levels)
+
+    def check(self, payload: Payload) -> Levels:
+        """Raise WireError for a payload of another compressor."""
         if not isinstance(payload, Levels) or payload.layout.levels != self.levels:
             raise WireError(f"quantize with {self.levels} levels got {type(payload).__name__} of another layout")
-        return _spread(payload.norms.to(dtype), payload.layout) * (payload.levels.to(dtype) / self.levels)
+        return payload
 
     def omega(self, d: int) -> float:
         """Variance constant of the worst row of ``d`` coordinates (formulas at the top of this file)."""
@@ -97,12 +118,7 @@ class Quantize(msgspec.Struct, frozen=True, tag_field="compressor", tag="quantiz
         theorem 3.2 reads 3 + 1.5 log2(...) instead and one norm for each message; this is the figure of the published
         plots, kept to compare with them. What a message really costs is the length of its encoding.
         """
-        s, bits = self.levels, 0.0
-        for start in range(0, d, self._bucket(d)):
-            b = min(self._bucket(d), d - start)
-            size = s * (s + math.sqrt(b))
-            bits += 4.5 * math.log(2 * (s**2 + b) / size) * size
-        return bits, 32.0
+        return _formula_bits(d, self._bucket(d), self.levels), 32.0
 
     def _norms(self, magnitudes: Tensor, layout: LevelsLayout) -> Tensor:
         """float[n, d] -> float32[n, buckets], rounded up; the same bits for a row alone and in a cohort."""
@@ -121,3 +137,13 @@ def _spread(norms: Tensor, layout: LevelsLayout) -> Tensor:
     if layout.buckets == 1:
         return norms
     return norms.repeat_interleave(layout.bucket, dim=1)[:, : layout.d]
+
+
+@cache
+def _formula_bits(d: int, bucket: int, s: int) -> float:
+    bits = 0.0
+    for start in range(0, d, bucket):
+        b = min(bucket, d - start)
+        size = s * (s + math.sqrt(b))
+        bits += 4.5 * math.log(2 * (s**2 + b) / size) * size
+    return bits

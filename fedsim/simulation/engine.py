@@ -1,11 +1,11 @@
-"""One round of a federation in one process: the calls a server and its clients make, with real messages between them.
+"""One round of a federation in one process: the calls a server and its clients make, and what their messages cost.
 
 cohort      who takes part
 catch up    each client receives the updates it missed, or the whole model where that is shorter
 whiten      where features are whitened together and it is time: moments up, pooled moments down
 measure     where the server's step follows the sharpness and it is time: one number a client up
 solve       each client computes its direction from the model
-upload      compress, encode, frame; the server decodes what arrived
+upload      compress and send; the server goes on with what arrived
 absorb      memories, average, compressed update, step
 """
 
@@ -27,11 +27,9 @@ from fedsim.errors import DivergedError
 from fedsim.ledger import Direction, Entry, Lines
 from fedsim.randomness import Purpose
 from fedsim.simulation import sharpness, whitening
-from fedsim.simulation.exchange import exchange, uplink_lines
+from fedsim.simulation.exchange import exchange, update_bytes, uplink_lines
 from fedsim.simulation.setup import Setup
 from fedsim.simulation.state import NEVER, State
-from fedsim.solvers.local import solve
-from fedsim.wire import coding
 from fedsim.wire.frame import HEADER_BYTES, Kind
 
 
@@ -64,12 +62,10 @@ def _play(setup: Setup, state: State, t: int, step: float) -> Round:
         lines.append(sharpness.measure(setup, state, cohort))
     step = sharpness.scaled(state, step)
     if len(cohort.clients):
-        solution = solve(
-            setup.task,
-            setup.federation,
+        solution = setup.solve(
+            whitening.plan_of(setup, state),
             state.server.model.expand(len(cohort.clients), -1),
             cohort.clients,
-            whitening.plan_of(setup, state),
             setup.stream(Purpose.BATCH, t),
             state.store.solvers,
         )
@@ -88,7 +84,7 @@ def _play(setup: Setup, state: State, t: int, step: float) -> Round:
     state.server, update = artemis.absorb(method, state.server, received, cohort, step, noise)
     if not bool(torch.isfinite(state.server.model).all()):
         raise DivergedError(f"the model is not finite with server.step = {step:.4g}; use a smaller step")
-    state.updates.add(len(coding.encode(update)[0]) + sharpness.update_bytes(setup))
+    state.updates.add(update_bytes(setup, update) + sharpness.step_bytes(setup))
     return Round(t, len(cohort.clients), None if losses is None else float(losses.mean()), lines)
 
 
@@ -111,40 +107,47 @@ def deliver(setup: Setup, state: State, cohort: Cohort) -> list[Lines]:
     moments = np.where(replays, lacking, newest)
     update_bits, shared_bits = setup.method.downlink.compressor.formula_bits(setup.task.dim)
     state.store.seen[clients] = t
-    models, updates = clients[~replays].tolist(), clients[replays].tolist()
-    return [
-        Lines(
-            t,
-            Direction.DOWN,
-            Entry.MODEL,
-            clients=models,
-            messages=[1] * len(models),
-            formula_bits=[32.0 * setup.task.dim] * len(models),
-            payload_bits=[8 * whole] * len(models),
-            frame_bytes=[HEADER_BYTES + whole] * len(models),
-        ),
-        Lines(
-            t,
-            Direction.DOWN,
-            Entry.UPDATES,
-            clients=updates,
-            messages=missed[replays].tolist(),
-            formula_bits=(missed[replays] * (update_bits + shared_bits / setup.clients)).tolist(),
-            payload_bits=(8 * payload[replays]).tolist(),
-            frame_bytes=(HEADER_BYTES + framed[replays]).tolist(),
-        ),
-        whitening.late_lines(setup, state, clients.tolist(), moments.tolist()),
-    ]
+    models, updates = clients[~replays], clients[replays]
+    lines = []
+    if len(models):
+        lines.append(
+            Lines(
+                t,
+                Direction.DOWN,
+                Entry.MODEL,
+                clients=models,
+                messages=np.ones_like(models),
+                formula_bits=np.full(len(models), 32.0 * setup.task.dim),
+                payload_bits=np.full(len(models), 8 * whole),
+                frame_bytes=np.full(len(models), HEADER_BYTES + whole),
+            )
+        )
+    if len(updates):
+        lines.append(
+            Lines(
+                t,
+                Direction.DOWN,
+                Entry.UPDATES,
+                clients=updates,
+                messages=missed[replays],
+                formula_bits=missed[replays] * (update_bits + shared_bits / setup.clients),
+                payload_bits=8 * payload[replays],
+                frame_bytes=HEADER_BYTES + framed[replays],
+            )
+        )
+    if moments.any():
+        lines.append(whitening.late_lines(setup, state, clients, moments))
+    return lines
 
 
 def send_memories(setup: Setup, state: State, cohort: Cohort, directions: Tensor) -> Lines:
     """Every client uploads its first direction in full: it becomes the client's memory, at both ends."""
     exact = Identity("float64" if directions.dtype == torch.float64 else "float32")
     payload = exact.compress(directions, setup.stream(Purpose.UPLINK, 0), cohort.clients)
-    received, frames = exchange(setup, state, cohort, payload, Kind.MEMORY)
+    received, lengths = exchange(setup, state, cohort, payload, Kind.MEMORY)
     state.server = artemis.remember(state.server, cohort, exact.decompress(received, directions.dtype))
     state.store.put(cohort.clients, Clients(memory=directions))
-    return uplink_lines(0, Entry.MEMORY, cohort, frames, 32.0 * setup.task.dim)
+    return uplink_lines(0, Entry.MEMORY, cohort, lengths, 32.0 * setup.task.dim)
 
 
 def send_uploads(
@@ -155,8 +158,8 @@ def send_uploads(
     noise = setup.stream(Purpose.UPLINK, t)
     rows = state.store.take(cohort.clients)
     payload, rows = artemis.upload(method, rows, directions, cohort.clients, setup.step_of(t), noise)
-    received, frames = exchange(setup, state, cohort, payload, Kind.UPLOAD)
+    received, lengths = exchange(setup, state, cohort, payload, Kind.UPLOAD)
     state.store.put(cohort.clients, rows)
     message_bits, shared_bits = setup.method.uplink.compressor.formula_bits(setup.task.dim)
     formula = message_bits + shared_bits / len(cohort.clients)
-    return received, uplink_lines(t, Entry.UPLOAD, cohort, frames, formula)
+    return received, uplink_lines(t, Entry.UPLOAD, cohort, lengths, formula)

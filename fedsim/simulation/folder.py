@@ -21,7 +21,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from fedsim.checkpoint import Checkpoint, read, sync_folder, write, write_whole
 from fedsim.errors import CheckpointError
 from fedsim.experiment import Experiment, from_table, read_toml
 from fedsim.ledger import COLUMNS
+from fedsim.simulation.executors import Choice
 
 LOGS = ("metrics.jsonl", "ledger.csv")
 HEADERS = {"metrics.jsonl": "", "ledger.csv": ",".join(COLUMNS) + "\n"}
@@ -47,7 +48,7 @@ class RunFolder:
     turn: int = 0
 
     @staticmethod
-    def create(path: Path, experiment: Experiment) -> RunFolder:
+    def create(path: Path, experiment: Experiment, choice: Choice) -> RunFolder:
         """Make a new folder. Raises CheckpointError when it holds a run already or cannot be written."""
         folder = RunFolder(path)
         with _writing(path, begun=False):
@@ -58,7 +59,7 @@ class RunFolder:
             existed = path.exists()
             try:
                 # The experiment comes last: where there is one, everything that resuming needs is there.
-                write_whole(path / "manifest.json", _manifest(experiment))
+                write_whole(path / "manifest.json", _manifest(experiment, choice))
                 write_whole(path / "experiment.toml", experiment.toml().encode())
             except OSError:
                 with suppress(OSError):
@@ -150,14 +151,16 @@ class RunFolder:
             write(self.path / "checkpoint", Checkpoint(round, tensors, {**notes, "lengths": lengths}), self.turn)
         self.turn += 1
 
-    def finish(self, experiment: Experiment, tensors: Mapping[str, Tensor], outcome: Mapping[str, Any]) -> None:
+    def finish(
+        self, experiment: Experiment, choice: Choice, tensors: Mapping[str, Tensor], outcome: Mapping[str, Any]
+    ) -> None:
         """Write the final model and mark the manifest finished, once."""
         content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with _writing(self.path):
             write_whole(self.path / "model.safetensors", save(content))
             facts = self._facts()
             if facts.get("status") != "finished" or facts.get("model_sha256") != outcome["model_sha256"]:
-                write_whole(self.path / "manifest.json", _manifest(experiment, status="finished", **outcome))
+                write_whole(self.path / "manifest.json", _manifest(experiment, choice, status="finished", **outcome))
 
     def _facts(self) -> dict[str, Any]:
         """The manifest."""
@@ -189,13 +192,13 @@ def model_digest(model: Tensor) -> str:
     return hashlib.sha256(model.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
-def _manifest(experiment: Experiment, **facts: Any) -> bytes:
+def _manifest(experiment: Experiment, choice: Choice, **facts: Any) -> bytes:
     packages = {name: version(name) for name in ("fedsim", "torch", "numpy", "scikit-learn", "safetensors")}
     manifest = {
         "status": "running",
         "run": experiment.identifier().hex(),
         "seed": experiment.seed,
-        "executor": "sequential" if experiment.run.chunk == 1 else f"stacked, {experiment.run.chunk} clients at once",
+        "executor": asdict(choice),
         "threads": experiment.run.threads,
         "device": experiment.run.device,
         "python": platform.python_version(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from fedsim.compression import Compressor
@@ -12,7 +13,7 @@ from fedsim.ledger import Cost, Direction, Entry, Ledger
 from fedsim.randomness import Purpose, Stream
 from fedsim.simulation import sharpness, whitening
 from fedsim.simulation.engine import deliver
-from fedsim.simulation.exchange import uplink_lines
+from fedsim.simulation.exchange import Lengths, framed, uplink_lines
 from fedsim.simulation.setup import prepare
 from fedsim.simulation.state import initial_state
 from fedsim.wire import coding
@@ -53,11 +54,11 @@ def forecast(experiment: Experiment) -> Forecast:
             ledger.add(lines)
         if t == 0 and experiment.uplink.initial == "gradient":
             ledger.add(
-                uplink_lines(t, Entry.MEMORY, cohort, _frames(n, d * state.server.model.element_size()), 32.0 * d)
+                uplink_lines(t, Entry.MEMORY, cohort, _lengths(n, d * state.server.model.element_size()), 32.0 * d)
             )
         if n:
-            ledger.add(uplink_lines(t, Entry.UPLOAD, cohort, _frames(n, up_bytes), up_bits + up_shared / n))
-        state.updates.add(down_bytes + sharpness.update_bytes(setup))
+            ledger.add(uplink_lines(t, Entry.UPLOAD, cohort, _lengths(n, up_bytes), up_bits + up_shared / n))
+        state.updates.add(down_bytes + sharpness.step_bytes(setup))
     return Forecast(
         totals=ledger.totals,
         clients=setup.clients,
@@ -73,5 +74,5 @@ def typical_bytes(compressor: Compressor, d: int) -> int:
     return round(int(coding.size(payload).sum()) / 8 / SAMPLES)
 
 
-def _frames(n: int, body: int) -> list[tuple[int, int]]:
-    return [(body, HEADER_BYTES + body)] * n
+def _lengths(n: int, body: int) -> Lengths:
+    return framed(np.full(n, body))

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,19 +82,18 @@ def run(
 
     Raises ConfigError, DataError, DivergedError, CheckpointError.
     """
-    setup = prepare(experiment)
-    if folder is None:
-        return _advance(setup, None, observer, target)
-    place = RunFolder.create(Path(folder), experiment)
-    with place.alone():
-        return _advance(setup, place, observer, target)
+    with closing(prepare(experiment)) as setup:
+        if folder is None:
+            return _advance(setup, None, observer, target)
+        place = RunFolder.create(Path(folder), experiment, setup.choice)
+        with place.alone():
+            return _advance(setup, place, observer, target)
 
 
 def resume(folder: Path | str, observer: Observer | None = None, target: float | None = None) -> Result:
     """Continue a run from its newest checkpoint; the result is that of the uninterrupted run, bit for bit."""
     place = RunFolder(Path(folder))
-    setup = prepare(place.experiment())
-    with place.alone():
+    with closing(prepare(place.experiment())) as setup, place.alone():
         return _advance(setup, place, observer, target)
 
 
@@ -163,7 +163,7 @@ def _advance(setup: Setup, folder: RunFolder | None, observer: Observer | None, 
             "model_sha256": result.digest,
             "seconds": round(time.monotonic() - began, 3),
         }
-        folder.finish(experiment, tensors, outcome)
+        folder.finish(experiment, setup.choice, tensors, outcome)
     return result
 
 

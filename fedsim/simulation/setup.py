@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,8 +18,11 @@ from fedsim.data import Federation, split
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.randomness import Purpose, Stream
+from fedsim.simulation.executors import Choice, choose
 from fedsim.simulation.theory import theory_steps
-from fedsim.solvers.local import Plan, check_plan
+from fedsim.simulation.workers import Workers
+from fedsim.solvers.local import Plan, Solution, check_plan, solve
+from fedsim.solvers.memory import Memory
 from fedsim.solvers.metric import Metric
 from fedsim.solvers.order import order_named
 from fedsim.solvers.rate import Salr
@@ -32,7 +36,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 class Setup:
     """A prepared experiment.
 
-    weights: float[N], v_i; step: gamma_0; plan: of the local solver; run: its 8-byte name; whitened: layers that are.
+    weights: float[N], v_i; step: gamma_0; plan: of the local solver; run: its 8-byte name; choice: of the executor;
+    workers: its processes; whitened: layers that are.
     """
 
     experiment: Experiment
@@ -43,6 +48,8 @@ class Setup:
     step: float
     plan: Plan
     run: bytes
+    choice: Choice
+    workers: Workers | None = None
     whitened: tuple[Layer, ...] = ()
 
     @property
@@ -59,6 +66,19 @@ class Setup:
         participation = self.experiment.participation
         clients = participation.sample(self.clients, self.experiment.seed, round).to(self.weights.device)
         return Cohort(clients, self.weights[clients], participation.probability(self.clients))
+
+    def solve(
+        self, plan: Plan, models: Tensor, clients: Tensor, stream: Stream, memories: Mapping[int, Memory]
+    ) -> Solution:
+        """As ``fedsim.solvers.solve``, by the executor; the directions hold until the next call."""
+        if self.workers is not None and plan is self.plan:
+            return self.workers.solve(models, clients.cpu(), stream, memories)
+        return solve(self.task, self.federation, models, clients, plan, stream, memories)
+
+    def close(self) -> None:
+        """End the processes of the executor."""
+        if self.workers is not None:
+            self.workers.close()
 
     def step_of(self, round: int) -> float:
         """The server's step size in a round; clients that catch up use it too."""
@@ -77,9 +97,8 @@ def prepare(experiment: Experiment) -> Setup:
     task = experiment.task.build(shape, federation.classes, dtype, device)
     participation, server = experiment.participation, experiment.server
     whitened = whitening.layers_of(experiment.whitening, experiment.direction, task.layers)
-    whitening.check(
-        experiment.whitening, experiment.direction, experiment.local, experiment.run.chunk, experiment.server.step
-    )
+    choice = choose(experiment, task, federation, device)
+    whitening.check(experiment.whitening, experiment.direction, experiment.local, choice.chunk, experiment.server.step)
     participation.sample(federation.clients, experiment.seed, 0)
     check(experiment.uplink, experiment.downlink, server, participation.probability(federation.clients))
     if isinstance(experiment.rate, Salr) and experiment.rate.level == "server" and experiment.uplink.feedback == "step":
@@ -100,13 +119,14 @@ def prepare(experiment: Experiment) -> Setup:
 
     step = step_size("server.step", server.step, smoothness, lambda: theory().server)
     local = experiment.local
-    check_plan(local, experiment.rate, experiment.direction, experiment.run.chunk)
+    check_plan(local, experiment.rate, experiment.direction, choice.chunk)
     needs_local_step = local.steps > 1 or local.epochs or local.send == "difference"
     local_step = step_size("local.step", local.step, smoothness, lambda: theory().local) if needs_local_step else step
     for name, channel in (("uplink", experiment.uplink), ("downlink", experiment.downlink)):
         check_feedback(name, channel.compressor, channel.feedback, step, task.dim)
     sizes = federation.sizes.to(device=device, dtype=torch.float64)
     weights = sizes / sizes.sum() if server.weights == "pooled" else torch.full_like(sizes, 1.0 / len(sizes))
+    plan = Plan(local, local_step, choice.chunk, order_named(local.order), experiment.rate, experiment.direction)
     return Setup(
         experiment=experiment,
         federation=federation,
@@ -114,10 +134,10 @@ def prepare(experiment: Experiment) -> Setup:
         method=Method(experiment.uplink, experiment.downlink, server, task.dim),
         weights=weights.to(dtype),
         step=step,
-        plan=Plan(
-            local, local_step, experiment.run.chunk, order_named(local.order), experiment.rate, experiment.direction
-        ),
+        plan=plan,
         run=experiment.identifier(),
+        choice=choice,
+        workers=Workers(task, federation, plan, choice.workers) if choice.workers else None,
         whitened=whitened,
     )
 

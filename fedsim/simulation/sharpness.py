@@ -10,19 +10,20 @@ A client that replays updates needs the factor of each, so an update carries it:
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from fedsim.algorithms.artemis import Cohort
 from fedsim.compression import Identity, Values
 from fedsim.ledger import Entry, Lines
 from fedsim.randomness import Purpose
-from fedsim.simulation.exchange import exchange, uplink_lines
+from fedsim.simulation.exchange import exchange, framed, uplink_lines
 from fedsim.simulation.setup import Setup
 from fedsim.simulation.state import State
 from fedsim.solvers.local import first_batch
 from fedsim.solvers.memory import Memory
 from fedsim.solvers.rate import Here, Salr
-from fedsim.wire.frame import HEADER_BYTES, Kind
+from fedsim.wire.frame import Kind
 
 STEP_BYTES = 8
 """A float64."""
@@ -42,7 +43,7 @@ def due(setup: Setup, cohort: Cohort, round: int) -> bool:
     return salr is not None and len(cohort.clients) > 0 and round % salr.period == 0
 
 
-def update_bytes(setup: Setup) -> int:
+def step_bytes(setup: Setup) -> int:
     """What an update carries beside its payload."""
     return STEP_BYTES if rule(setup) else 0
 
@@ -65,15 +66,15 @@ def measure(setup: Setup, state: State, cohort: Cohort) -> Lines:
         state.gradients += cost
         found.append(value)
     payload = Identity("float64").compress(torch.stack(found)[:, None], setup.stream(Purpose.UPLINK, t), cohort.clients)
-    received, frames = exchange(setup, state, cohort, payload, Kind.SHARPNESS)
+    received, lengths = exchange(setup, state, cohort, payload, Kind.SHARPNESS)
     assert isinstance(received, Values)
     state.rate = salr.scale(received.values[:, 0].cpu().quantile(0.5), state.rate)
-    return uplink_lines(t, Entry.SHARPNESS, cohort, frames, FORMULA_BITS)
+    return uplink_lines(t, Entry.SHARPNESS, cohort, lengths, FORMULA_BITS)
 
 
 def expected(setup: Setup, cohort: Cohort, round: int) -> list[Lines]:
     """The ledger's lines of a round, without measuring."""
     if not due(setup, cohort, round):
         return []
-    frames = [(STEP_BYTES, HEADER_BYTES + STEP_BYTES)] * len(cohort.clients)
-    return [uplink_lines(round, Entry.SHARPNESS, cohort, frames, FORMULA_BITS)]
+    lengths = framed(np.full(len(cohort.clients), STEP_BYTES))
+    return [uplink_lines(round, Entry.SHARPNESS, cohort, lengths, FORMULA_BITS)]

@@ -40,15 +40,15 @@ class ClientStore:
     def take(self, clients: Tensor) -> Clients:
         """The rows of a cohort."""
         return Clients(
-            None if self.memory is None else self.memory[clients],
-            None if self.error is None else self.error[clients],
+            None if self.memory is None else self.memory.index_select(0, clients),
+            None if self.error is None else self.error.index_select(0, clients),
         )
 
     def put(self, clients: Tensor, rows: Clients) -> None:
         """Commit the rows of a cohort."""
         for mine, new in ((self.memory, rows.memory), (self.error, rows.error)):
             if mine is not None and new is not None:
-                mine[clients] = new
+                mine.index_copy_(0, clients, new)
 
     def end(self, client: int) -> End:
         """The link of a client."""
@@ -60,27 +60,36 @@ class ClientStore:
         self.digests[client] = np.frombuffer(end.digest, dtype=np.uint8)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Updates:
     """What replaying costs: bytes of all updates before each round, as messages, and as a catch-up frame packs them.
 
-    payload, framed: lists of length rounds + 1, cumulative, starting at 0; grown in place.
+    totals: int64[2, >= rounds + 1], cumulative from 0, payload and framed bytes; it doubles when it is full.
     """
 
-    payload: list[int]
-    framed: list[int]
+    totals: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 1), np.int64))
+    rounds: int = 0
 
     def add(self, message: int) -> None:
         """One more round, whose encoded update has ``message`` bytes."""
-        self.payload.append(self.payload[-1] + message)
-        self.framed.append(self.framed[-1] + message + varint_bytes(message))
+        if self.rounds + 1 == self.totals.shape[1]:
+            self.totals = np.concatenate((self.totals, np.zeros_like(self.totals)), axis=1)
+        self.totals[:, self.rounds + 1] = self.totals[:, self.rounds] + (message, message + varint_bytes(message))
+        self.rounds += 1
 
     def since(self, rounds: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(payload bytes, framed bytes) of all updates of the given round and later, int64[n] each."""
-        first = rounds.tolist()
-        payload = np.array([self.payload[-1] - self.payload[r] for r in first], dtype=np.int64)
-        framed = np.array([self.framed[-1] - self.framed[r] for r in first], dtype=np.int64)
+        payload, framed = self.totals[:, self.rounds, None] - self.totals[:, rounds]
         return payload, framed
+
+    def tensor(self) -> Tensor:
+        """The totals, int64[2, rounds + 1], for a checkpoint."""
+        return torch.from_numpy(self.totals[:, : self.rounds + 1].copy())
+
+    @staticmethod
+    def of(tensor: Tensor) -> Updates:
+        """Inverse of ``tensor``."""
+        return Updates(tensor.numpy().copy(), tensor.shape[1] - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +137,7 @@ def initial_state(setup: Setup) -> State:
         solvers={},
         held=np.zeros(n, dtype=np.int64),
     )
-    return State(begin(setup.method, model, n), store, Updates([0], [0]))
+    return State(begin(setup.method, model, n), store, Updates())
 
 
 def to_tensors(state: State) -> dict[str, Tensor]:
@@ -139,7 +148,7 @@ def to_tensors(state: State) -> dict[str, Tensor]:
         "digests": torch.from_numpy(state.store.digests),
         "held": torch.from_numpy(state.store.held),
         "gradients": torch.tensor(state.gradients),
-        "updates": torch.tensor([state.updates.payload, state.updates.framed], dtype=torch.int64),
+        "updates": state.updates.tensor(),
     }
     for name, row in _rows(state).items():
         if row is not None:
@@ -160,7 +169,7 @@ def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
     device = blank.server.model.device
 
     def moved(owner: str, part: Server | ClientStore) -> dict[str, Tensor]:
-        names = (field.name for field in fields(part))
+        names = (one.name for one in fields(part))
         return {name: tensors[f"{owner}.{name}"].to(device) for name in names if f"{owner}.{name}" in tensors}
 
     server = Server(round=round, **moved("server", blank.server))
@@ -179,7 +188,7 @@ def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
         row = tensors["pooled.row"].to(device)
         pooled = Pooled(row, made, count, metric_of(setup, row))
     rate = {name.removeprefix("rate."): note for name, note in tensors.items() if name.startswith("rate.")}
-    return State(server, store, Updates(*tensors["updates"].tolist()), pooled, int(tensors["gradients"]), rate)
+    return State(server, store, Updates.of(tensors["updates"]), pooled, int(tensors["gradients"]), rate)
 
 
 def _rows(state: State) -> dict[str, Tensor | None]:

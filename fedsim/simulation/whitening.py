@@ -24,7 +24,7 @@ from fedsim.algorithms.whitening import Along, Mixing, Shared
 from fedsim.compression import Identity, Payload, Values
 from fedsim.ledger import Direction, Entry, Lines
 from fedsim.randomness import SERVER, Purpose
-from fedsim.simulation.exchange import exchange, uplink_lines
+from fedsim.simulation.exchange import Lengths, exchange, framed, uplink_lines
 from fedsim.simulation.setup import Setup, metric_of
 from fedsim.simulation.state import Pooled, State
 from fedsim.solvers.direction import direction_of
@@ -70,10 +70,10 @@ def refresh(setup: Setup, state: State, cohort: Cohort) -> list[Lines]:
     """Pool the moments of the cohort at the current model, over the wire."""
     model = state.server.model
     rows = torch.stack([moments_of(setup, model, client) for client in cohort.clients.tolist()])
-    frames = _pool(setup, state, cohort, rows)
+    lengths = _pool(setup, state, cohort, rows)
     sent = _broadcast(setup, state)
     state.store.held[cohort.clients.cpu().numpy()] = _count(state)
-    return pooling_lines(setup, state, cohort, frames, len(sent))
+    return pooling_lines(setup, state, cohort, lengths, len(sent))
 
 
 def mix(setup: Setup, state: State, cohort: Cohort, solution: Solution) -> tuple[Tensor, Lines]:
@@ -85,8 +85,8 @@ def mix(setup: Setup, state: State, cohort: Cohort, solution: Solution) -> tuple
         metric_of(setup, row).restore(direction[None])[0]
         for row, direction in zip(rows, solution.direction, strict=True)
     ]
-    frames = _pool(setup, state, cohort, rows)
-    return torch.stack(restored), moment_lines(setup, state, cohort, frames)
+    lengths = _pool(setup, state, cohort, rows)
+    return torch.stack(restored), moment_lines(setup, state, cohort, lengths)
 
 
 def moments_of(setup: Setup, model: Tensor, client: int) -> Tensor:
@@ -106,38 +106,38 @@ def catch_up(setup: Setup, state: State, clients: NDArray[np.int64]) -> tuple[ND
     return _count(state) - state.store.held[clients], message_bytes(setup, state)
 
 
-def late_lines(setup: Setup, state: State, clients: list[int], messages: list[int]) -> Lines:
+def late_lines(setup: Setup, state: State, clients: NDArray[np.int64], messages: NDArray[np.int64]) -> Lines:
     """Moments that a client lacks, in one frame each client; those without any have no line."""
-    some = [(client, count) for client, count in zip(clients, messages, strict=True) if count]
-    body, formula = message_bytes(setup, state), 32.0 * packed(setup.whitened)
-    for client, _ in some:
-        state.store.held[client] = _count(state)
+    clients, messages = clients[messages > 0], messages[messages > 0]
+    body = message_bytes(setup, state)
+    state.store.held[clients] = _count(state)
     return Lines(
         round=state.server.round,
         direction=Direction.DOWN,
         kind=Entry.MOMENTS,
-        clients=[client for client, _ in some],
-        messages=[count for _, count in some],
-        formula_bits=[count * formula for _, count in some],
-        payload_bits=[8 * count * body for _, count in some],
-        frame_bytes=[HEADER_BYTES + count * body for _, count in some],
+        clients=clients,
+        messages=messages,
+        formula_bits=messages * np.float64(32 * packed(setup.whitened)),
+        payload_bits=8 * messages * body,
+        frame_bytes=HEADER_BYTES + messages * body,
     )
 
 
-def pooling_lines(setup: Setup, state: State, cohort: Cohort, frames: list[tuple[int, int]], down: int) -> list[Lines]:
+def pooling_lines(setup: Setup, state: State, cohort: Cohort, lengths: Lengths, down: int) -> list[Lines]:
     """The ledger's lines of a refresh. down: bytes of the frame that each client of the cohort receives."""
-    clients, n = cohort.clients.tolist(), len(cohort.clients)
-    formula = [32.0 * packed(setup.whitened)] * n
-    body = 8 * (down - HEADER_BYTES)
-    return [
-        moment_lines(setup, state, cohort, frames),
-        Lines(state.server.round, Direction.DOWN, Entry.MOMENTS, clients, [1] * n, formula, [body] * n, [down] * n),
-    ]
+    sent = moment_lines(setup, state, cohort, lengths)
+    received = replace(
+        sent,
+        direction=Direction.DOWN,
+        payload_bits=np.full_like(lengths[0], 8 * (down - HEADER_BYTES)),
+        frame_bytes=np.full_like(lengths[0], down),
+    )
+    return [sent, received]
 
 
-def moment_lines(setup: Setup, state: State, cohort: Cohort, frames: list[tuple[int, int]]) -> Lines:
+def moment_lines(setup: Setup, state: State, cohort: Cohort, lengths: Lengths) -> Lines:
     """The ledger's lines of uploaded moments."""
-    return uplink_lines(state.server.round, Entry.MOMENTS, cohort, frames, 32.0 * packed(setup.whitened))
+    return uplink_lines(state.server.round, Entry.MOMENTS, cohort, lengths, 32.0 * packed(setup.whitened))
 
 
 def message_bytes(setup: Setup, state: State) -> int:
@@ -148,20 +148,20 @@ def message_bytes(setup: Setup, state: State) -> int:
 def expected(setup: Setup, state: State, cohort: Cohort) -> list[Lines]:
     """The ledger's lines of a round, without computing a moment; the state counts on."""
     n, body = len(cohort.clients), message_bytes(setup, state)
-    frames = [(body, HEADER_BYTES + body)] * n
+    lengths = framed(np.full(n, body))
     if due(setup, state, cohort):
         state.pooled = Pooled(state.server.model[:0], state.server.round, _count(state) + 1, Metric(()))
         state.store.held[cohort.clients.cpu().numpy()] = _count(state)
-        return pooling_lines(setup, state, cohort, frames, HEADER_BYTES + body)
+        return pooling_lines(setup, state, cohort, lengths, HEADER_BYTES + body)
     if n and isinstance(setup.experiment.whitening, Mixing):
-        return [moment_lines(setup, state, cohort, frames)]
+        return [moment_lines(setup, state, cohort, lengths)]
     return []
 
 
-def _pool(setup: Setup, state: State, cohort: Cohort, rows: Tensor) -> list[tuple[int, int]]:
-    """Rows over the wire into the state; (body bytes, frame bytes) of each frame."""
+def _pool(setup: Setup, state: State, cohort: Cohort, rows: Tensor) -> Lengths:
+    """Rows over the wire into the state."""
     payload = _exact(state).compress(rows, setup.stream(Purpose.UPLINK, state.server.round), cohort.clients)
-    received, frames = exchange(setup, state, cohort, payload, Kind.MOMENTS)
+    received, lengths = exchange(setup, state, cohort, payload, Kind.MOMENTS)
     options, before = setup.experiment.whitening, state.pooled
     assert isinstance(received, Values)
     row = whitening.pool(
@@ -171,7 +171,7 @@ def _pool(setup: Setup, state: State, cohort: Cohort, rows: Tensor) -> list[tupl
         options.ema if isinstance(options, Shared) else 0.0,
     )
     state.pooled = Pooled(row, state.server.round, _count(state) + 1, metric_of(setup, row))
-    return frames
+    return lengths
 
 
 def _broadcast(setup: Setup, state: State) -> bytes:

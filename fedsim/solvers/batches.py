@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsim.randomness import Stream
-from fedsim.tasks.task import Batch, full_batch, full_weights
+from fedsim.tasks.task import Batch, full_batch
 
 if TYPE_CHECKING:
     from fedsim.data.examples import Federation
@@ -58,37 +58,3 @@ def alone(federation: Federation, clients: Tensor, size: int, dtype: torch.dtype
         return full_batch(features.index_select(0, places), targets.index_select(0, places), dtype)
 
     return batch
-
-
-def stacked(federation: Federation, clients: Tensor, size: int, dtype: torch.dtype) -> Batches:
-    """Batches of n clients, int64[n] on the CPU, side by side; one with fewer samples is padded with weight 0.
-
-    All samples of equally large neighbours are views; otherwise samples are copied.
-    """
-    starts, sizes = federation.offsets[clients], federation.sizes[clients]
-    n, width, device = clients.shape[0], int(sizes.amax()), federation.features.device
-    takes_all = size == 0 or size >= width
-    if takes_all and _adjacent(starts, sizes, width):
-        rows = slice(int(starts[0]), int(starts[0]) + n * width)
-        shape = federation.features.shape[1:]
-        features, targets = federation.features[rows].view(n, width, *shape), federation.targets[rows].view(n, width)
-        neighbours = Batch(features, targets, full_weights(n, width, dtype, device))
-        return lambda stream: neighbours
-    clients, starts, sizes = clients.to(device), starts.to(device), sizes.to(device)
-
-    def gather(places: Tensor) -> Batch:
-        real = places < sizes[:, None]
-        rows = starts[:, None] + places.masked_fill(~real, 0)
-        weights = real.to(dtype) / real.sum(dim=1, keepdim=True)
-        return Batch(federation.features[rows], federation.targets[rows], weights)
-
-    if takes_all:
-        whole = gather(torch.arange(width, device=device).expand(n, width))
-        return lambda stream: whole
-    return lambda stream: gather(choose(stream, clients, sizes, width, size))
-
-
-def _adjacent(starts: Tensor, sizes: Tensor, width: int) -> bool:
-    """Whether these clients all hold ``width`` samples and lie one after another."""
-    expected = starts[0] + width * torch.arange(starts.shape[0])
-    return bool((sizes == width).all()) and torch.equal(starts, expected)

@@ -21,114 +21,39 @@ direction of an epoch of reshuffling is what Q-NASTYA and DIANA-NASTYA compress.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from itertools import chain
+from typing import TYPE_CHECKING
 
-import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import ConfigError, DataError
+from fedsim.errors import DataError
 from fedsim.randomness import Stream
-from fedsim.solvers.batches import Batches, alone, stacked
-from fedsim.solvers.direction import Gradient, LocalDirection, direction_of
+from fedsim.solvers import stacked
+from fedsim.solvers.batches import alone
+from fedsim.solvers.direction import direction_of
 from fedsim.solvers.memory import Memory
-from fedsim.solvers.order import FRESH, Order
 from fedsim.solvers.passes import steps_of_a_pass, walk
-from fedsim.solvers.rate import Constant, Here, RateRule, rule_of
-from fedsim.solvers.step import Direction
+from fedsim.solvers.plan import Ask, Done, Group, Local, Plan, Rows, Solution, check_plan
+from fedsim.solvers.rate import Here, rule_of
 from fedsim.tasks.task import Batch, Task
 
 if TYPE_CHECKING:
     from fedsim.data import Federation
 
-
-class Local(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a client computes in a round.
-
-    Args:
-        steps: steps of a round.
-        epochs: passes over the client's samples in a round, instead of a number of steps; 0: ``steps`` counts.
-        batch: samples of each step; 0, or more than the client has: all of them.
-        order: "fresh", "with-replacement", "reshuffle", "shuffle-once", "incremental", "synchronised", or your own as
-            "package.module:name".
-        step: eta: a number, or a multiple of 1/L such as "4/L" for convex tasks. It has no effect with one step and
-            send = "direction".
-        send: the "direction" (mean along the way, weighted by the steps) or the "difference" of the models (FedAvg).
-    """
-
-    steps: Annotated[int, msgspec.Meta(ge=1, lt=2**24)] = 1
-    epochs: Annotated[int, msgspec.Meta(ge=0)] = 0
-    batch: Annotated[int, msgspec.Meta(ge=0)] = 0
-    order: str = FRESH
-    step: float | str = "1/L"
-    send: Literal["direction", "difference"] = "direction"
-
-
-CONSTANT, GRADIENT = Constant(), Gradient()
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A ``Local`` ready to run, with its order (None: fresh), step-size rule and direction. step: eta as a number.
-
-    chunk: clients computed at once. 1 is the sequential reference, in which a row has the same bits whatever the
-    cohort; more are padded and stacked, equal to it up to rounding, for constant steps along fresh gradients. Bits
-    are repeatable for each chunk and number of threads.
-    """
-
-    local: Local
-    step: float
-    chunk: int = 1
-    order: Order | None = None
-    rate: RateRule = CONSTANT
-    direction: LocalDirection | Direction = GRADIENT
-
-
-@dataclass(frozen=True, slots=True)
-class Solution:
-    """What a cohort computed.
-
-    direction: float[n, d]. losses: float[n], F of the received model on the first batch. samples: int64[n], samples of
-    all steps. gradients: int64[n], sample gradients taken, probes included. memories: what each client remembers, in
-    the order of the cohort; pending until its upload is acknowledged.
-    """
-
-    direction: Tensor
-    losses: Tensor
-    samples: Tensor
-    gradients: Tensor
-    memories: tuple[Memory, ...]
+__all__ = ["Local", "Plan", "Solution", "check_plan", "gathered", "groups_of", "solve", "solve_group"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
-    """What one client did."""
+    """What one client sends, float[1, d], its first loss, float[1], and the rest."""
 
     sent: Tensor
     loss: Tensor
-    samples: int
-    gradients: int
-    memory: Memory
-
-
-def check_plan(local: Local, rate: RateRule, direction: LocalDirection, chunk: int) -> None:
-    """Raise ConfigError for choices that contradict each other, and for a user's own parts that cannot be made."""
-    if local.epochs and local.steps != 1:
-        raise ConfigError(
-            f"local.epochs = {local.epochs} and local.steps = {local.steps}: a round has one length; drop one"
-        )
-    if local.epochs and local.order == FRESH:
-        raise ConfigError(
-            "local.epochs needs an order with passes, but local.order = 'fresh'; use 'reshuffle' or local.steps"
-        )
-    plain = local.order == FRESH and isinstance(rate, Constant) and isinstance(direction, Gradient)
-    if chunk > 1 and not plain:
-        raise ConfigError(
-            f"run.chunk = {chunk} stacks constant steps along gradients of fresh batches only; use run.chunk = 1"
-        )
-    rule_of(rate), direction_of(direction)
+    done: Done
 
 
 def solve(
@@ -147,24 +72,53 @@ def solve(
 
     Raises DataError for a client without samples.
     """
-    clients = clients.cpu()
-    _check_sizes(clients, federation.sizes[clients])
-    if plan.chunk > 1 and clients.shape[0]:
-        return _stacked(task, federation, models, clients, plan, stream)
-    known = memories or {}
-    walks = []
-    for i, client in enumerate(clients.tolist()):
-        # A copy: where a row begins in memory depends on the cohort, and a library may order its sums by that.
-        walks.append(
-            _walk(task, federation, models[i : i + 1].clone(), client, plan, stream, known.get(client, Memory()))
-        )
+    ask = Ask(models, clients.cpu(), stream, memories or {})
+    rows = Rows.like(models)
+    groups = groups_of(federation, ask.clients, plan)
+    return gathered(groups, [solve_group(task, federation, plan, ask, group, rows) for group in groups], rows)
+
+
+def gathered(groups: Sequence[Group], done: Sequence[Done], rows: Rows) -> Solution:
+    """What groups did, in the order of the cohort. rows: where they wrote."""
+    places = np.array([place for group in groups for place in group], dtype=np.int64)
+    order, device = np.argsort(places), rows.losses.device
+
+    def counts(each: Iterable[list[int]]) -> Tensor:
+        return torch.from_numpy(np.fromiter(chain.from_iterable(each), np.int64, len(places))[order]).to(device)
+
+    memories = [memory for one in done for memory in one.memories]
     return Solution(
-        direction=torch.cat([walk.sent for walk in walks]) if walks else torch.zeros_like(models),
-        losses=torch.cat([walk.loss for walk in walks]) if walks else models.new_zeros(0),
-        samples=torch.tensor([walk.samples for walk in walks], dtype=torch.int64, device=models.device),
-        gradients=torch.tensor([walk.gradients for walk in walks], dtype=torch.int64, device=models.device),
-        memories=tuple(walk.memory for walk in walks),
+        direction=rows.direction,
+        losses=rows.losses,
+        samples=counts(one.samples for one in done),
+        gradients=counts(one.gradients for one in done),
+        memories=tuple(memories[i] for i in order.tolist()),
     )
+
+
+def groups_of(federation: Federation, clients: Tensor, plan: Plan) -> list[Group]:
+    """Which clients of a cohort are solved together; how the groups are spread over processes changes no bit.
+
+    Raises DataError for a client without samples.
+    """
+    _check_sizes(clients, federation)
+    # A step of length zero never moves, so only the reference says what it sends.
+    if plan.chunk == 1 or plan.step == 0:
+        return [[place] for place in range(clients.shape[0])]
+    return stacked.groups_of(federation, clients, plan)
+
+
+def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group: Group, rows: Rows) -> Done:
+    """Solve for one group of ``groups_of``: directions and losses go into ``rows``, the rest is returned."""
+    if plan.chunk > 1 and plan.step != 0:
+        return stacked.solve_group(task, federation, plan, ask, group, rows)
+    (place,) = group
+    client = int(ask.clients[place])
+    # A copy: where a row begins in memory depends on the cohort, and a library may order its sums by that.
+    model, memory = ask.models[place : place + 1].clone(), ask.memories.get(client, Memory())
+    walked = _walk(task, federation, model, client, plan, ask.stream, memory)
+    rows.direction[place], rows.losses[place] = walked.sent[0], walked.loss[0]
+    return walked.done
 
 
 def _walk(
@@ -196,7 +150,7 @@ def _walk(
             model = model - eta * (step.row if step.move is None else step.move)
     sent = unit * total if local.send == "difference" else total if lengths == 1 else total / lengths
     memory = Memory(memory.steps + count, rate, notes)
-    return _Walk(sent, losses[0], samples, gradients, memory)
+    return _Walk(sent, losses[0], Done([samples], [gradients], [memory]))
 
 
 def _mean_loss(here: Here, loss: Tensor) -> Tensor:
@@ -208,33 +162,6 @@ def _mean_loss(here: Here, loss: Tensor) -> Tensor:
     nothing = Batch(batch.features[:, :1], batch.targets[:, :1], torch.zeros_like(batch.weights[:, :1]))
     penalty = here.task.gradients(here.model, nothing)[1]
     return (loss - penalty) / weight + penalty
-
-
-def _stacked(
-    task: Task, federation: Federation, models: Tensor, clients: Tensor, plan: Plan, stream: Stream
-) -> Solution:
-    """The same for chunks of clients side by side."""
-    parts = []
-    for start in range(0, clients.shape[0], plan.chunk):
-        some = slice(start, start + plan.chunk)
-        batches = stacked(federation, clients[some], plan.local.batch, models.dtype)
-        parts.append(_side_by_side(task, models[some].clone(), batches, plan, stream))
-    directions, losses = zip(*parts, strict=True)
-    sizes, local = federation.sizes[clients], plan.local
-    samples = local.steps * (sizes.clamp_max(local.batch) if local.batch else sizes).to(models.device)
-    memories = tuple(Memory() for _ in range(clients.shape[0]))
-    return Solution(torch.cat(directions), torch.cat(losses), samples, samples, memories)
-
-
-def _side_by_side(task: Task, models: Tensor, batches: Batches, plan: Plan, stream: Stream) -> tuple[Tensor, Tensor]:
-    """(what is sent float[n, d], first losses float[n])."""
-    gradients, first = task.gradients(models, batches(stream.at(stream.round, index=0)))
-    total = gradients
-    for index in range(1, plan.local.steps):
-        models = models - plan.step * gradients
-        gradients, _ = task.gradients(models, batches(stream.at(stream.round, index=index)))
-        total = total + gradients
-    return (total / plan.local.steps if plan.local.send == "direction" else plan.step * total), first
 
 
 def _batches(
@@ -255,7 +182,8 @@ def first_batch(
     return _batches(federation, client, plan, stream, dtype, memory.steps)(0)
 
 
-def _check_sizes(clients: Tensor, sizes: Tensor) -> None:
-    if clients.shape[0] and not int(sizes.amin()):
+def _check_sizes(clients: Tensor, federation: Federation) -> None:
+    sizes = federation.sizes_of(clients)
+    if sizes.shape[0] and not int(sizes.amin()):
         empty = int(clients[sizes.argmin()])
         raise DataError(f"client {empty} has no samples, so it has no gradient; leave it out or use another partition")

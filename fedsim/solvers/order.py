@@ -21,6 +21,7 @@ SO, IG); Yun, Rajput, Sra, "Minibatch vs Local SGD with Shuffling", ICLR 2022 (s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import torch
@@ -31,6 +32,7 @@ from fedsim.plugins import named
 from fedsim.randomness import SERVER, Purpose, Stream
 
 FRESH = "fresh"
+_LAST = 2**63 - 1
 
 
 class Order(Protocol):
@@ -104,6 +106,63 @@ def checked(order: Order, place: str) -> Order:
         )
 
     return walk
+
+
+Passes = Callable[[int, Tensor, Tensor, int, int], Tensor]
+"""(seed, clients int64[n], sizes int64[n], epoch, N) -> the pass of each, int64[n, largest size], then anything."""
+
+
+def passes_of(order: Order) -> Passes:
+    """The same passes for many clients at once; of a user's own order, one client after the other."""
+    return PASSES.get(order) or _one_by_one(order)
+
+
+def _draws(seed: int, clients: Tensor, sizes: Tensor, epoch: int, n: int) -> Tensor:
+    return _stream(seed, epoch).words(clients, int(sizes.amax())) * sizes[:, None] >> 32
+
+
+def _reshuffles(seed: int, clients: Tensor, sizes: Tensor, epoch: int, n: int) -> Tensor:
+    return _permutations(_stream(seed, epoch).words(clients, int(sizes.amax())), sizes)
+
+
+def _first_shuffles(seed: int, clients: Tensor, sizes: Tensor, epoch: int, n: int) -> Tensor:
+    return _reshuffles(seed, clients, sizes, 0, n)
+
+
+def _files(seed: int, clients: Tensor, sizes: Tensor, epoch: int, n: int) -> Tensor:
+    return torch.arange(int(sizes.amax())).expand(clients.shape[0], -1)
+
+
+def _shared(seed: int, clients: Tensor, sizes: Tensor, epoch: int, n: int) -> Tensor:
+    width = int(sizes.amax())
+    words = _stream(seed, epoch).words(torch.tensor([SERVER]), width).expand(clients.shape[0], -1)
+    turned = torch.arange(width) + (clients * sizes // n)[:, None]
+    return _permutations(words, sizes).gather(1, turned % sizes[:, None])
+
+
+PASSES: dict[Order, Passes] = {
+    with_replacement: _draws,
+    reshuffle: _reshuffles,
+    shuffle_once: _first_shuffles,
+    incremental: _files,
+    synchronised: _shared,
+}
+
+
+def _one_by_one(order: Order) -> Passes:
+    def passes(seed: int, clients: Tensor, sizes: Tensor, epoch: int, n: int) -> Tensor:
+        found = torch.zeros((clients.shape[0], int(sizes.amax())), dtype=torch.int64)
+        for row, client, size in zip(found, clients.tolist(), sizes.tolist(), strict=True):
+            row[:size] = order(seed, client, size, epoch, n)
+        return found
+
+    return passes
+
+
+def _permutations(words: Tensor, sizes: Tensor) -> Tensor:
+    """``_permutation`` of each row of keys, int64[n, width]; what is not a sample comes last."""
+    beyond = torch.arange(words.shape[1]) >= sizes[:, None]
+    return torch.argsort(words.masked_fill(beyond, _LAST), dim=1, stable=True)
 
 
 def _stream(seed: int, epoch: int) -> Stream:

@@ -24,6 +24,7 @@ from fedsim.models import check_module, cnn, mlp
 from fedsim.randomness import Purpose, Stream
 from fedsim.tasks.layer import Layer, layer_inputs, module_layers, second_moment
 from fedsim.tasks.linear import L2
+from fedsim.tasks.stack import Stack, stack_of
 from fedsim.tasks.task import Batch, Norm, penalised, penalty, portions
 
 if TYPE_CHECKING:
@@ -40,7 +41,10 @@ NOT_CONVEX = "a step such as '4/L' or 'theory' needs a convex task, and a networ
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """Made by ``classifier``. make: a fresh module on the CPU. skeleton: one whose parameters hold no numbers."""
+    """Made by ``classifier``.
+
+    make: a fresh module on the CPU. skeleton: one whose parameters hold no numbers. stack: of a module that is one.
+    """
 
     make: Make = field(repr=False)
     skeleton: nn.Module = field(repr=False)
@@ -48,6 +52,7 @@ class Classifier:
     l2: float
     dtype: torch.dtype
     device: torch.device
+    stack: Stack | None = None
 
     @property
     def dim(self) -> int:
@@ -151,7 +156,8 @@ def classifier(
     module = seeded(make, seed=0)
     check_module(module, shape, classes)
     layout = ModuleRow.of(module)
-    return Classifier(make, _skeleton(module, dtype, device), layout, l2, dtype, device)
+    stack = stack_of(module, module_layers(module, layout), classes, l2)
+    return Classifier(make, _skeleton(module, dtype, device), layout, l2, dtype, device, stack)
 
 
 def seeded(make: Make, seed: int) -> nn.Module:

@@ -35,6 +35,7 @@ from torch.nn.functional import log_softmax, logsigmoid
 
 from fedsim.errors import ConfigError
 from fedsim.tasks.layer import Layer, second_moment
+from fedsim.tasks.stack import Classes, Number, Stack
 from fedsim.tasks.task import Batch, Norm, penalised, penalty, portions
 
 if TYPE_CHECKING:
@@ -103,6 +104,11 @@ class Linear:
     def layers(self) -> tuple[Layer, ...]:
         """One output without a bias: a column of ones in the data is a feature like any other."""
         return (Layer("scores", 1, self.dim, 0),)
+
+    @property
+    def stack(self) -> Stack:
+        """The one layer and its loss."""
+        return Stack(self.layers, Number(self.loss_of_score(), self.signed), self.l2)
 
     def moments(self, model: Tensor, batch: Batch, layers: Sequence[Layer]) -> tuple[Tensor, ...]:
         """E x x' of the batch, float[d, d], whatever the model."""
@@ -180,6 +186,11 @@ class SoftmaxRegression:
     def layers(self) -> tuple[Layer, ...]:
         """The one layer, with its bias."""
         return (Layer("scores", self.classes, self.inputs, 0, self.inputs * self.classes),)
+
+    @property
+    def stack(self) -> Stack:
+        """The one layer and the softmax."""
+        return Stack(self.layers, Classes(self.classes), self.l2)
 
     def moments(self, model: Tensor, batch: Batch, layers: Sequence[Layer]) -> tuple[Tensor, ...]:
         """E z z' of the batch with z = (x, 1), float[inputs + 1, inputs + 1], whatever the model."""

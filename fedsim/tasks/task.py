@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsim.tasks.layer import Layer
+from fedsim.tasks.stack import Stack
 
 if TYPE_CHECKING:
     from fedsim.data.examples import Examples
@@ -42,6 +43,11 @@ class Task(Protocol):
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The linear layers in a row; none where there is nothing to whiten."""
+        ...
+
+    @property
+    def stack(self) -> Stack | None:
+        """Its gradient written by hand, for many clients side by side; None where there is none."""
         ...
 
     def moments(self, model: Tensor, batch: Batch, layers: Sequence[Layer]) -> tuple[Tensor, ...]:

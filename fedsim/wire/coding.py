@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -39,6 +40,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim import kernels
 from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout
 from fedsim.errors import WireError
 from fedsim.wire.bits import (
@@ -63,6 +65,7 @@ _BLOCK = 2**22
 _FLOATS: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype("<f4"), torch.float64: np.dtype("<f8")}
 
 
+@cache
 def longest(layout: Layout) -> int:
     """Bytes that no message of this layout exceeds (a dense row has as many). Raises WireError if it has no format."""
     if isinstance(layout, ValuesLayout):
@@ -82,6 +85,8 @@ def size(payload: Payload) -> Tensor:
     if isinstance(payload, Values):
         _check_values(payload)
         return torch.full((len(payload.values),), 8 * longest(payload.layout))
+    if kernels.available(payload.levels) and (bits := _compiled_size(payload)) is not None:
+        return bits
     levels, norms = _levels(payload)
     octets = np.zeros(len(levels), np.int64)
     for block in _blocks(levels):
@@ -241,7 +246,20 @@ def _check_values(payload: Values) -> None:
         raise WireError(f"values are {values.dtype}{list(values.shape)}, expected {layout.dtype}[n, {layout.d}]")
 
 
-def _levels(payload: Levels) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def _compiled_size(payload: Levels) -> Tensor | None:
+    """As ``size``; None where that has something to refuse."""
+    from fedsim.kernels import rice
+
+    _check_shapes(payload)
+    layout, octets = payload.layout, np.empty(len(payload.levels), np.int64)
+    levels, norms = (np.ascontiguousarray(part.detach().numpy()) for part in (payload.levels, payload.norms))
+    fits = rice.message_bytes(
+        levels, norms, layout.levels, layout.bucket, _header_bits(layout), _dense_bits(layout), octets
+    )
+    return torch.from_numpy(8 * octets) if fits else None
+
+
+def _check_shapes(payload: Levels) -> None:
     longest(payload.layout)
     levels, norms, layout = payload.levels, payload.norms, payload.layout
     if levels.ndim != 2 or levels.shape[1] != layout.d or levels.dtype != torch.int32:
@@ -249,6 +267,11 @@ def _levels(payload: Levels) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     if norms.shape != (len(levels), layout.buckets) or norms.dtype != torch.float32:
         shape = [len(levels), layout.buckets]
         raise WireError(f"norms are {norms.dtype}{list(norms.shape)}, expected torch.float32{shape}")
+
+
+def _levels(payload: Levels) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    _check_shapes(payload)
+    levels, norms = payload.levels, payload.norms
     numbers = np.ascontiguousarray(norms.detach().cpu().numpy())
     # as an unsigned word, every float that is infinite, NaN or signed (also -0.0) is at least that of +infinity
     if (numbers.view(np.uint32) >= 0x7F800000).any():
@@ -276,6 +299,7 @@ def _header_bits(layout: LevelsLayout) -> int:
     return 8 if layout.levels > 1 else 4
 
 
+@cache
 def _dense_bits(layout: LevelsLayout) -> int:
     return 4 + grouped_length(layout.d, 2 * layout.levels + 1)
 

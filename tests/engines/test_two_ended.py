@@ -211,8 +211,10 @@ FEDERATIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", FEDERATIONS)
-def test_the_same_model_and_the_same_bytes(name: str) -> None:
-    experiment = Experiment.of(**{"rounds": 10, "seed": 5, **FEDERATIONS[name]})
+@pytest.mark.parametrize("wire", ["counted", "real"])
+def test_the_same_model_and_the_same_bytes(name: str, wire: str) -> None:
+    tables = {"rounds": 10, "seed": 5, **FEDERATIONS[name]}
+    experiment = Experiment.of(**{**tables, "run": {**tables.get("run", {}), "wire": wire}})
     simulated = fedsim.run(experiment)
     central, _ = federate(experiment)
     assert central.server.model.numpy().tobytes() == simulated.model.numpy().tobytes()

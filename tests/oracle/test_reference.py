@@ -226,8 +226,10 @@ def compare(given: Experiment) -> tuple[Tensor, int]:
 @pytest.mark.parametrize("participation", [{"scheme": "full"}, HALF], ids=["p=1", "p=0.5"])
 @pytest.mark.parametrize("problem", ["least-squares", "logistic"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes(recipe: str, problem: str, participation: dict[str, Any]) -> None:
-    _, frames = compare(experiment(problem, {"algorithm": recipe, "participation": participation}))
+@pytest.mark.parametrize("wire", ["counted", "real"])
+def test_recipes(wire: str, recipe: str, problem: str, participation: dict[str, Any]) -> None:
+    changes = {"algorithm": recipe, "participation": participation, "run": {"wire": wire}}
+    _, frames = compare(experiment(problem, changes))
     assert frames > 60
 
 

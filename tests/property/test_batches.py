@@ -7,10 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fedsim.data.examples import Dataset, Examples, Federation, federate
 from fedsim.randomness import Purpose, Stream
-from fedsim.solvers.batches import alone, choose, stacked
+from fedsim.solvers import Local, Plan
+from fedsim.solvers.batches import alone, choose
+from fedsim.solvers.course import Course
+from fedsim.tasks.task import Batch
 
 F64 = torch.float64
 CLIENTS = st.lists(
@@ -68,21 +72,30 @@ def test_steps_rounds_and_clients_draw_different_batches() -> None:
     assert len(set(rows)) == 6
 
 
+def stacked(world: Federation, ids: Tensor, size: int) -> Batch:
+    """The one step of a group; its clients stand in the order given."""
+    clients = ids.numpy()
+    (page,) = Course.of(world, Plan(Local(batch=size), 0.1, 2), clients, np.zeros_like(clients)).pages(
+        stream(step=0), F64
+    )
+    return Batch(*(next(iter(page.split(part))) for part in (page.features, page.targets, page.weights)))
+
+
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 14), st.data())
 def test_a_stack_holds_each_clients_own_batch(sizes: list[int], size: int, data: st.DataObject) -> None:
     """Same samples and weights with and without padding; padding has weight 0 and shows a sample of the same client."""
     world = federation(sizes)
     ids = torch.tensor(data.draw(st.lists(st.sampled_from(range(len(sizes))), min_size=1, max_size=4, unique=True)))
-    batch = stacked(world, ids, size, F64)(stream())
+    page = stacked(world, ids, size)
     for i, client in enumerate(ids.tolist()):
-        own = alone(world, ids[i : i + 1], size, F64)(stream())
+        own = alone(world, ids[i : i + 1], size, F64)(stream(step=0))
         b = own.targets.shape[1]
         assert b == (min(size, sizes[client]) or sizes[client])
-        assert torch.equal(batch.features[i, :b], own.features[0])
-        assert torch.equal(batch.targets[i, :b], own.targets[0])
-        assert torch.equal(batch.weights[i, :b], own.weights[0])
-        assert (batch.weights[i, b:] == 0).all()
-        assert torch.isin(batch.targets[i], world.shard(client).targets).all()
+        assert torch.equal(page.features[i, :b], own.features[0])
+        assert torch.equal(page.targets[i, :b], own.targets[0])
+        assert torch.equal(page.weights[i, :b], own.weights[0])
+        assert (page.weights[i, b:] == 0).all()
+        assert torch.isin(page.targets[i], world.shard(client).targets).all()
         assert (own.weights == 1 / b).all()
         assert own.targets[0].unique().numel() == b
 
@@ -91,24 +104,26 @@ def test_a_stack_holds_each_clients_own_batch(sizes: list[int], size: int, data:
 def test_all_samples_of_one_client_or_of_equal_neighbours_are_views(size: int) -> None:
     world = federation([4, 4, 4, 3])
     memory = world.features.untyped_storage().data_ptr()
-    lone, stack = alone(world, torch.tensor([3]), size, F64), stacked(world, torch.tensor([1, 2]), size, F64)
-    for batch in (lone(stream()), stack(stream())):
-        assert batch.features.untyped_storage().data_ptr() == memory
-    assert torch.equal(stack(stream()).targets, torch.arange(4, 12, dtype=F64).reshape(2, 4))
-    assert (stack(stream()).weights == 0.25).all()
+    lone, page = alone(world, torch.tensor([3]), size, F64)(stream()), stacked(world, torch.tensor([1, 2]), size)
+    assert lone.features.untyped_storage().data_ptr() == page.features.untyped_storage().data_ptr() == memory
+    assert torch.equal(page.targets, torch.arange(4, 12, dtype=F64).reshape(2, 4))
+    assert (page.weights == 0.25).all()
 
 
 @pytest.mark.parametrize("ids", [[0, 2], [2, 1], [2, 3], [1, 0, 2]])
 def test_other_stacks_are_not_mistaken_for_neighbours(ids: list[int]) -> None:
     world = federation([4, 4, 4, 3])
-    batch = stacked(world, torch.tensor(ids), 0, F64)(stream())
+    page = stacked(world, torch.tensor(ids), 0)
     for i, client in enumerate(ids):
         shard = world.shard(client)
-        assert torch.equal(batch.targets[i, : len(shard)], shard.targets)
-        assert torch.equal(batch.features[i, : len(shard)], shard.features)
+        assert torch.equal(page.targets[i, : len(shard)], shard.targets)
+        assert torch.equal(page.features[i, : len(shard)], shard.features)
 
 
 def test_every_step_of_a_full_batch_reuses_it() -> None:
     world = federation([4, 3])
-    for batches in (alone(world, torch.tensor([0]), 0, F64), stacked(world, torch.tensor([0, 1]), 0, F64)):
-        assert batches(stream(step=0)) is batches(stream(step=1))
+    batches = alone(world, torch.tensor([0]), 0, F64)
+    assert batches(stream(step=0)) is batches(stream(step=1))
+    clients = np.array([0, 1])
+    (page,) = Course.of(world, Plan(Local(steps=5), 0.1, 2), clients, np.zeros_like(clients)).pages(stream(), F64)
+    assert (page.same, page.going, tuple(page.features.shape)) == (True, [2] * 5, (8, 2))

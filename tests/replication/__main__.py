@@ -1,47 +1,57 @@
 """Print what fedsim measures beside what is published: ``python -m tests.replication [PART ...]``, from the repository.
 
 Parts: a9a-p1, a9a-pp, a9a-stochastic (these need a9a: --libsvm), synthetic, rr (w8a where there is one); all of them
-when none is named.
+when none is named. Two more print tables for which nothing is published, and only when they are named: salr (minutes)
+and solvers.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.replication import figures, rr
+from tests.replication import figures, rr, rr_table, salr, solvers
 from tests.replication.experiments import write_plane
 from tests.replication.figures import BANDS, Cell
 from tests.replication.measure import Measurement, mean_tail, measure_all
 
 LIBSVM = Path(__file__).resolve().parents[3] / "shared" / "data" / "libsvm"
-PARTS = figures.PARTS | {"rr": rr.cells}
+RR = "rr"
+PARTS = (*figures.PARTS, RR)
+TABLES: dict[str, Callable[[], int]] = {"salr": salr.table, "solvers": solvers.table}
+"""Parts without published figures: they print a table and return how many figures are missed."""
+
 HEADER = f"{'':44s}{'published':>16s} {'measured':>9s}  {'each seed':26s}{'bits':>9s} {'drift':>8s}  {'seconds':s}"
 
 
 def main() -> int:
     """Run the parts that the command line names. Returns 1 when a figure is not met, for the shell."""
+    known = [*PARTS, *TABLES]
     parser = argparse.ArgumentParser(prog="python -m tests.replication", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(known)}")
     parser.add_argument("--rows", default="", help="only rows that begin with this, such as 'linear, full'")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each cell, at most 3")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--libsvm", type=Path, default=LIBSVM, help="folder of a9a.gz and a9a.clusters20.txt")
     options = parser.parse_args()
-    if unknown := [part for part in options.parts if part not in PARTS]:
-        parser.error(f"no such part: {', '.join(unknown)}; expected {', '.join(PARTS)}")
+    if unknown := [part for part in options.parts if part not in known]:
+        parser.error(f"no such part: {', '.join(unknown)}; expected {', '.join(known)}")
     missed = 0
-    print(HEADER)
     for part in options.parts or PARTS:
+        if part in TABLES:
+            missed += TABLES[part]()
+            continue
         with TemporaryDirectory() as scratch:
             write_plane(Path(scratch))
-            if part == "rr":
+            if part == RR:
                 rr.write_files(Path(scratch), options.libsvm)
-            cells = PARTS[part](Path(scratch) if part in ("synthetic", "rr") else options.libsvm)
+                missed += rr_table.table(Path(scratch), options.rows, options.seeds, options.processes)
+                continue
+            cells = figures.PARTS[part](Path(scratch) if part == "synthetic" else options.libsvm)
             cells = [cell for cell in cells if cell.row.startswith(options.rows)]
             missed += table(sorted(cells, key=lambda cell: cell.row), options.seeds, options.processes)
     return 1 if missed else 0
@@ -49,6 +59,7 @@ def main() -> int:
 
 def table(cells: Sequence[Cell], seeds: int, processes: int) -> int:
     """Print a line a cell, and the ratios of the plateaus. Returns the number of figures missed."""
+    print(HEADER)
     cells = [replace(cell, seeds=cell.seeds[:seeds]) for cell in cells]
     missed, plateaus = 0, {}
     for cell, runs in measure_all(cells, processes):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cache
-from itertools import pairwise
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,15 @@ import torch
 from torch import Tensor
 
 import fedsim
-from fedsim.data.examples import Dataset, Examples, Federation, federate
-from fedsim.randomness import Purpose, Stream
-from fedsim.solvers import Local, Plan, solve
+from fedsim.data.examples import Examples
 from fedsim.solvers.order import ORDERS
-from fedsim.tasks import LeastSquares, Logistic
+from fedsim.tasks import Logistic
 from fedsim.tasks.optimum import optimum
 from fedsim.tasks.task import Batch
-from tests.replication import rr
+from tests.replication import rr, rr_numpy
 from tests.replication.__main__ import LIBSVM
 from tests.replication.figures import Cell
-from tests.replication.measure import mean_tail, measure
+from tests.replication.measure import measure
 
 F64 = torch.float64
 Array = npt.NDArray[np.float64]
@@ -47,39 +46,20 @@ def cancer() -> tuple[Array, Array, float, float]:
     return train.features.numpy(), 2.0 * train.targets.numpy() - 1, found.l2, floor
 
 
-def transcription(order: str, batch: int, epochs: int, seed: int, wrap: bool = False) -> tuple[Array, Array]:
-    """(w, F - F* at each epoch's end) by the protocol in numpy, with fedsim's permutations.
-
-    wrap: fill the last batch of a pass from its beginning, instead of leaving it short.
-    """
-    x, y, l2, floor = cancer()
-    n, d = x.shape
-    high = (x * x).sum(axis=1).max() / 4 + l2
-    low = np.linalg.eigvalsh(x.T @ x)[-1] / (4 * n) + l2
-    longest = 1 / (n / (n - 1) * (1 - 1 / batch) * low + (n / batch - 1) / (n - 1) * high)
-    steps = -(-n // batch)
-    total, decay = epochs * steps, l2 / (2 if order == "sgd" else 3)
-    w, excess = np.zeros(d), []
-    for epoch in range(epochs):
-        pass_ = ORDERS[rr.ORDERS[order]](seed, 0, n, epoch, 1).numpy()
-        for j in range(steps):
-            some = pass_[np.arange(j * batch, (j + 1) * batch) % n] if wrap else pass_[j * batch : (j + 1) * batch]
-            slopes = -y[some] / (1 + np.exp(y[some] * (x[some] @ w)))
-            gradient = x[some].T @ slopes * (1 / batch if wrap else steps / n) + l2 * w
-            k = epoch * steps + j
-            w = w - min(longest, 1 / (l2 + decay * max(0, k - total // 40))) * gradient
-        excess.append(np.logaddexp(0, -y * (x @ w)).mean() + l2 / 2 * w @ w - floor)
-    return w, np.array(excess)
+def permutations(order: str, n: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+    """fedsim's passes over the samples of one client."""
+    return (ORDERS[rr.ORDERS[order]](seed, 0, n, epoch, 1).numpy() for epoch in count())
 
 
 @pytest.mark.parametrize("order", rr.ORDERS)
 def test_a_run_is_the_protocol(order: str) -> None:
-    """Ten epochs of the whole engine with one client, against the transcription: schedule, short batch, weights."""
+    """Ten epochs of the whole engine with one client, on the same permutations: schedule, short batch, weights."""
     result = fedsim.run(rr.protocol(rr.breast_cancer(), order, 32, 10))
-    w, excess = transcription(order, 32, 10, seed=0)
+    data = rr_numpy.breast_cancer()
+    w, excess = rr_numpy.descend(data, order, 32, 10, permutations(order, 569, 0))
     np.testing.assert_allclose(result.model.numpy(), w, rtol=1e-9, atol=1e-12)
     losses = [found["loss"] for found in result.metrics[1:]]
-    np.testing.assert_allclose(losses, excess + cancer()[3], rtol=1e-12)
+    np.testing.assert_allclose(losses, excess + data.floor, rtol=1e-12)
 
 
 def test_the_constants_of_the_protocol() -> None:
@@ -93,32 +73,69 @@ def test_the_constants_of_the_protocol() -> None:
 
 def test_reshuffling_beats_sgd_a_hundred_times_and_shuffling_once_ten_times() -> None:
     """100 epochs in the engine. Over seeds the ratios are 340 and 33; a factor 3 below is beyond three deviations."""
-    floors = {
-        order: measure(rr.protocol(rr.breast_cancer(), order, 32, 100)).tail(rr.LAST / 100) for order in rr.ORDERS
-    }
+    floors = {order: rr.mean_excess([measure(rr.protocol(rr.breast_cancer(), order, 32, 100))]) for order in rr.ORDERS}
     assert floors["rr"] < floors["sgd"] - 2
     assert floors["so"] < floors["sgd"] - 1
     assert floors["ig"] == pytest.approx(math.log10(4.15e-6), abs=0.01)
 
 
 def test_a_last_batch_that_wraps_around_changes_what_shuffling_once_minimises() -> None:
-    """Its samples would count twice in every pass: then F - F* stops falling. On w8a it is 3.2e-6 against 3.0e-8."""
-    logs = {
-        wrap: np.mean([np.log10(transcription("so", 32, 100, seed, wrap)[1][-5:].mean()) for seed in range(3)])
-        for wrap in (False, True)
-    }
-    assert logs[True] - logs[False] > 1
-    half, full = (transcription("so", 32, epochs, 0, wrap=True)[1][-1] for epochs in (100, 200))
-    assert full > 0.7 * half
+    """Its samples count twice in every pass: then F - F* stops falling."""
+    data = rr_numpy.breast_cancer()
+    short, wrap = (
+        [rr_numpy.excess(data, "so", 32, 100, seed, last) for seed in range(3)] for last in ("short", "wrap")
+    )
+    assert np.mean(wrap) > 10 * np.mean(short)
+    assert rr_numpy.excess(data, "so", 32, 200, 0, "wrap") > 0.7 * wrap[0]
+
+
+@pytest.mark.slow
+def test_on_w8a_wrapping_around_costs_shuffling_once_two_digits(rr_folder: Path) -> None:
+    """3.2e-6 within a factor 2 against 3.0e-8 within a factor 3. fedsim does not wrap around."""
+    key = w8a_key(rr_folder)
+    wrap = rr.independent_excess(rr_folder, key, "so", last="wrap")
+    assert wrap == pytest.approx(math.log10(3.2e-6), abs=math.log10(2))
+    assert rr.independent_excess(rr_folder, key, "so") == pytest.approx(math.log10(3.0e-8), abs=math.log10(3))
+
+
+RING = [(key, row["ig"]) for key, row in rr.TABLE.items() if not (math.isnan(row["ig"]) or key[0].startswith("w8a"))]
+
+
+@pytest.mark.parametrize(("key", "figure"), RING)
+def test_the_published_incremental_figures_are_of_batches_in_a_ring(key: rr.Key, figure: float) -> None:
+    """IG draws nothing, so its figures tell how the last batch was filled: 0.83 to 1.3 of them when it rolls on."""
+    measured = rr.independent_excess(Path(), key, "ig", last="roll")
+    assert measured == pytest.approx(math.log10(figure), abs=0.12)
 
 
 def test_the_order_of_a_file_sorted_by_label_is_no_better_than_sgd(rr_folder: Path) -> None:
-    """Digits after kappa = 43 epochs: twice as far from the minimum. Reshuffling the same file is ten times nearer."""
-    data = rr.LibSVM(path=str(rr_folder / rr.DIGITS_SORTED))
+    """Digits after kappa = 43 epochs: hundreds of times as far from the minimum. Reshuffling heals the same file."""
+    data = rr.digits(rr_folder, "digits.sorted.txt")
     assert rr.problem(data).l2 == pytest.approx(rr.problem(rr.digits(rr_folder)).l2, rel=1e-6)
-    floors = {order: measure(rr.protocol(data, order, 32, 43)).tail(rr.LAST / 43) for order in ("sgd", "rr", "ig")}
-    assert floors["ig"] > floors["sgd"]
-    assert floors["rr"] < floors["sgd"] - 1
+    floors = {order: rr.mean_excess([measure(rr.protocol(data, order, 32, 43))]) for order in ("sgd", "rr", "ig")}
+    assert floors["ig"] > floors["sgd"] + 2
+    assert floors["rr"] < floors["sgd"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "worse"),
+    [
+        (("breast cancer by label", 8, 100), False),
+        (("breast cancer by label", 8, 250), False),
+        (("digits by label", 32, 250), True),
+        (("digits by label", 128, 250), True),
+        (("w8a by label", 512, 250), True),
+    ],
+)
+def test_the_order_of_a_file_sorted_by_label_beside_sgd(rr_folder: Path, key: rr.Key, worse: bool) -> None:
+    """IG is no better than SGD on digits and w8a. On breast cancer it is: 5 times at 100 epochs, 9 times at 250.
+
+    The error of IG is of order gamma^2 in any order, that of SGD gamma, and gamma shrinks: more epochs favour IG.
+    """
+    incremental = rr.mean_excess([measure(cell_of(rr_folder, key, "ig").experiment)])
+    sgd = cell_of(rr_folder, (key[0].removesuffix(" by label"), *key[1:]), "sgd")
+    assert (incremental > rr.mean_excess([measure(sgd.at(seed)) for seed in sgd.seeds])) == worse
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8, 32, 128, 256, 512])
@@ -159,52 +176,6 @@ def test_the_shuffling_variance_lies_within_its_bounds(batch: int) -> None:
     assert gamma * l2 * m / 8 * noise <= variance <= gamma * largest * m / 4 * noise
 
 
-SAMPLES, REPLICAS = 8, 6
-
-
-@cache
-def noisy() -> tuple[Federation, Tensor, float]:
-    """(clients with the same few samples, the minimum, 1 / L_max) of least squares with a Hessian of one."""
-    angles = 2 * math.pi * np.arange(SAMPLES) / SAMPLES
-    x, y = np.c_[np.cos(angles), np.sin(angles)], np.random.default_rng(0).standard_normal(SAMPLES)
-    train = Examples(torch.from_numpy(np.tile(x, (REPLICAS, 1))), torch.from_numpy(np.tile(y, REPLICAS)), None)
-    world = federate(Dataset(train, None, "noisy"), torch.arange(REPLICAS).repeat_interleave(SAMPLES))
-    return world, torch.from_numpy(np.linalg.lstsq(x, y, rcond=None)[0]), 1 / float(2 * (x * x).sum(axis=1).max())
-
-
-def floor_of(order: str, multiple: float, epochs: int) -> float:
-    """Mean ||w - w*||^2 at the epoch ends of independent replicas, one a client, started at the minimum."""
-    world, best, longest = noisy()
-    eta, ids = multiple * longest, torch.arange(REPLICAS)
-    task = LeastSquares().build((2,), None, F64, torch.device("cpu"))
-    name = rr.ORDERS[order]
-    plan = Plan(Local(epochs=1, batch=1, order=name, send="difference"), eta, 1, ORDERS[name])
-    models, errors, memories = best.repeat(REPLICAS, 1), [], {}
-    for epoch in range(epochs):
-        found = solve(task, world, models, ids, plan, Stream(0, Purpose.BATCH, epoch), memories)
-        models, memories = models - found.direction, dict(enumerate(found.memories))
-        if epoch >= epochs // 2:
-            errors.append(float((models - best).square().sum(dim=1).mean()))
-    return sum(errors) / len(errors)
-
-
-def test_the_floor_of_a_constant_step_falls_as_its_square_when_shuffled_once() -> None:
-    """x3.9 for twice the step, which is the law of the theorem for RR and SO."""
-    assert floor_of("so", 0.1, 60) / floor_of("so", 0.05, 60) == pytest.approx(3.9, abs=0.4)
-
-
-@pytest.mark.slow
-def test_the_floors_of_constant_steps() -> None:
-    """Twice the step: x2 for SGD; x4 for SO; RR, bounded by x4 in theory, falls faster still: about x8.
-
-    A permutation that stays leaves a bias of order gamma, one that changes leaves noise of variance gamma^3.
-    """
-    for order, low, high in (("sgd", 1.8, 2.3), ("so", 3.5, 4.3), ("rr", 6.0, 9.0)):
-        floors = [floor_of(order, multiple, 1200) for multiple in (0.025, 0.05, 0.1)]
-        for shorter, longer in pairwise(floors):
-            assert low <= longer / shorter <= high, order
-
-
 def test_theorem_1_bounds_reshuffling() -> None:
     """E||w_T - w*||^2 <= (1 - gamma mu)^(n T) r_0 + 2 gamma sigma^2 / mu with sigma^2 <= gamma L_max n / 4 s^2.
 
@@ -225,28 +196,75 @@ def test_theorem_1_bounds_reshuffling() -> None:
     assert bound < float(best @ best)
 
 
-NAMES = [(f"{name}, {batch}, {epochs}", order) for (name, batch, epochs), row in rr.TABLE.items() for order in row]
+CELLS = [(key, order) for key, row in rr.TABLE.items() for order, figure in row.items() if not math.isnan(figure)]
+
+
+def cell_of(folder: Path, key: rr.Key, order: str) -> Cell:
+    """A cell of the table, or skip."""
+    cells = rr.keyed_cells(folder)
+    if (key, order) not in cells:
+        pytest.skip(f"needs {rr.W8A} in ../shared/data/libsvm beside the repository")
+    return cells[key, order]
+
+
+def w8a_key(folder: Path) -> rr.Key:
+    """The row of w8a, or skip."""
+    key = ("w8a", 512, 250)
+    cell_of(folder, key, "so")
+    return key
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("row", "order"), NAMES)
-def test_every_cell(rr_folder: Path, row: str, order: str) -> None:
-    cells: dict[tuple[str, str], Cell] = {(cell.row, cell.algorithm): cell for cell in rr.cells(rr_folder)}
-    if (row, order) not in cells:
-        pytest.skip(f"needs {rr.W8A} in ../shared/data/libsvm beside the repository")
-    cell = cells[row, order]
-    assert cell.met(mean_tail(cell, [measure(cell.at(seed)) for seed in cell.seeds]))
+@pytest.mark.parametrize(("key", "order"), [pair for pair in CELLS if pair not in rr.MISSED])
+def test_every_cell_that_is_met(rr_folder: Path, key: rr.Key, order: str) -> None:
+    cell = cell_of(rr_folder, key, order)
+    assert cell.met(rr.mean_excess([measure(cell.at(seed)) for seed in cell.seeds]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("key", "order"), rr.MISSED)
+def test_every_cell_that_is_missed_agrees_with_numpy(rr_folder: Path, key: rr.Key, order: str) -> None:
+    """IG, which draws nothing, in four digits; the others over ten seeds: means of log10 within 4 standard errors.
+
+    False alarm: 1 in 1000 a cell (Student, about 18 degrees of freedom); the seeds are fixed, so it does not flicker.
+    """
+    cell = cell_of(rr_folder, key, order)
+    data, seeds = rr.independent(key[0], rr_folder), range(1 if order == "ig" else 10)
+    ours = np.array([rr.mean_excess([measure(cell.at(seed))]) for seed in seeds])
+    theirs = np.log10([rr_numpy.excess(data, order, *key[1:], seed) for seed in seeds])
+    assert not cell.met(math.log10(float(np.mean(10 ** ours[:3])))), "met: take it off the list"
+    error = 1e-4 if order == "ig" else 4 * math.sqrt((ours.var(ddof=1) + theirs.var(ddof=1)) / len(seeds))
+    assert abs(ours.mean() - theirs.mean()) <= error
+
+
+@pytest.mark.slow
+def test_the_published_figures_of_w8a_are_of_one_seed(rr_folder: Path) -> None:
+    """numpy's seed 0 gives all four to 3 %. For rr it is the largest of ten seeds, whose geometric mean is 6.5e-10."""
+    key = w8a_key(rr_folder)
+    data = rr.independent("w8a", rr_folder)
+    assert rr_numpy.excess(data, "sgd", *key[1:], 0) == pytest.approx(3.1e-6, rel=0.03)
+    assert rr_numpy.excess(data, "rr", *key[1:], 0) == pytest.approx(3.1e-9, rel=0.03)
+    assert rr_numpy.excess(data, "so", *key[1:], 0) == pytest.approx(3.0e-8, rel=0.03)
+    assert rr_numpy.excess(data, "so", *key[1:], 0, "wrap") == pytest.approx(3.2e-6, rel=0.03)
+    others = [rr_numpy.excess(data, "rr", *key[1:], seed) for seed in range(1, 10)]
+    assert min(others) < 3.1e-9 / 10
+    assert max(others) < 3.1e-9 / 2
+
+
+@pytest.mark.slow
+def test_on_w8a_a_run_is_the_protocol(rr_folder: Path) -> None:
+    """On the same permutations the same F - F*: where the tables differ, the draws do."""
+    cell = cell_of(rr_folder, w8a_key(rr_folder), "rr")
+    walk = permutations("rr", 49749, 0)
+    _, expected = rr_numpy.descend(rr.independent("w8a", rr_folder), "rr", 512, 250, walk)
+    measured = 10 ** np.array(measure(cell.experiment).excess[1:])
+    np.testing.assert_allclose(measured, expected, rtol=1e-6, atol=1e-14)
 
 
 @pytest.mark.slow
 def test_on_w8a_reshuffling_beats_sgd_hundreds_of_times(rr_folder: Path) -> None:
     """The paper's figure: SO and RR end 100 to 200 times below SGD and more; IG no better than SGD."""
-    cells = {(cell.row, cell.algorithm): cell for cell in rr.cells(rr_folder)}
-    if ("w8a, 512, 250", "rr") not in cells:
-        pytest.skip(f"needs {rr.W8A} in ../shared/data/libsvm beside the repository")
-    floors = {
-        order: measure(cells["w8a, 512, 250", order].experiment).tail(rr.LAST / 250)
-        for order in ("sgd", "rr", "so", "ig")
-    }
+    row = w8a_key(rr_folder)
+    floors = {order: rr.mean_excess([measure(cell_of(rr_folder, row, order).experiment)]) for order in rr.ORDERS}
     assert floors["rr"] < floors["so"] < floors["sgd"] - 2
     assert floors["ig"] > floors["sgd"]

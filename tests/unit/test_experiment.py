@@ -145,6 +145,13 @@ def test_the_last_layer_wins() -> None:
     assert over.task == LeastSquares()
 
 
+def test_a_length_in_steps_replaces_one_in_epochs_and_the_other_way_round() -> None:
+    epochs = Experiment.of(algorithm="fedavg", local={"epochs": 2, "order": "reshuffle"}).local
+    assert (epochs.steps, epochs.epochs) == (1, 2)
+    steps = Experiment.of(algorithm="fed-rr", local={"steps": 7}).local
+    assert (steps.steps, steps.epochs) == (7, 0)
+
+
 def test_another_kind_drops_the_keys_of_the_old_one_but_not_the_channels() -> None:
     below = {"uplink": {"compressor": "quantize", "levels": 4, "memory": True}, "seed": 1}
     above = {"uplink": {"compressor": "identity", "values": "float64"}}

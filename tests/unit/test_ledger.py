@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fedsim
 from fedsim.errors import CheckpointError
 from fedsim.ledger import COLUMNS, Cost, Direction, Entry, Ledger, Lines, read_totals
 
-UPLOADS = Lines(3, Direction.UP, Entry.UPLOAD, [4, 7], [1, 1], [10.5, 0.125], [16, 24], [42, 43])
-UPDATES = Lines(3, Direction.DOWN, Entry.UPDATES, [7], [5], [1 / 3], [80], [55])
-MODEL = Lines(3, Direction.DOWN, Entry.MODEL, [4], [1], [320.0], [320], [80])
-NOBODY = Lines(4, Direction.UP, Entry.UPLOAD, [], [], [], [], [])
+
+def lines(round: int, way: Direction, kind: Entry, rows: list[tuple[int, int, float, int, int]]) -> Lines:
+    """rows: client, messages, formula bits, payload bits, frame bytes."""
+    table = np.array(rows, np.float64).reshape(-1, 5)
+    clients, messages, payload, frame = (table[:, i].astype(np.int64) for i in (0, 1, 3, 4))
+    return Lines(round, way, kind, clients, messages, table[:, 2], payload, frame)
+
+
+UPLOADS = lines(3, Direction.UP, Entry.UPLOAD, [(4, 1, 10.5, 16, 42), (7, 1, 0.125, 24, 43)])
+UPDATES = lines(3, Direction.DOWN, Entry.UPDATES, [(7, 5, 1 / 3, 80, 55)])
+MODEL = lines(3, Direction.DOWN, Entry.MODEL, [(4, 1, 320.0, 320, 80)])
+NOBODY = lines(4, Direction.UP, Entry.UPLOAD, [])
 HEADER = ",".join(COLUMNS) + "\n"
 
 

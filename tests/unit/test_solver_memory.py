@@ -150,7 +150,8 @@ def passes_seen(setup: Setup, rounds: int) -> list[list[float]]:
 @pytest.mark.parametrize(("order", "distinct"), [("reshuffle", 4), ("shuffle-once", 1), ("incremental", 1)])
 def test_a_restart_in_every_round_does_not_turn_rr_into_so(order: str, distinct: int) -> None:
     """All that a client has to bring along is the number of its steps."""
-    setup = prepare(of({"local": {"order": order, "batch": 1, "epochs": 1}}))
+    run = {**WORLD["run"], "executor": "sequential"}
+    setup = prepare(of({"local": {"order": order, "batch": 1, "epochs": 1}, "run": run}))
     passes = passes_seen(setup, 4)
     assert {len(set(seen)) for seen in passes} == {11}
     assert len({tuple(seen) for seen in passes}) == distinct
@@ -200,14 +201,13 @@ def test_a_failed_round_leaves_memories_alone() -> None:
         ),
         ({"epochs": 2}, {}, {}, 1, "local.epochs needs an order with passes, but local.order = 'fresh'"),
         (
-            {"order": "reshuffle"},
             {},
+            {"rule": "salr"},
             {},
             4,
-            "run.chunk = 4 stacks constant steps along gradients of fresh batches only",
+            "run.chunk = 4 stacks clients, but rate.rule is neither 'constant' nor 'harmonic'",
         ),
-        ({}, {"rule": "harmonic", "mu": 1.0}, {}, 2, "use run.chunk = 1"),
-        ({}, {}, {"kind": "momentum"}, 2, "use run.chunk = 1"),
+        ({}, {}, OWN, 2, "direction.kind is not one of 'gradient', 'momentum' and 'sam'; use run.chunk = 1"),
     ],
 )
 def test_choices_that_contradict_each_other(

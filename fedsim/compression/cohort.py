@@ -1,0 +1,40 @@
+"""What a round does with the rows of a whole cohort beyond compressing them; by kernels where there are, else by torch.
+
+The torch lines are the definition; a kernel gives the same bits and makes none of their temporaries.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedsim.compression import fused
+from fedsim.compression.payload import Levels, Payload
+from fedsim.compression.quantize import Quantize
+from fedsim.flat import tree_sum
+from fedsim.randomness import Stream
+
+if TYPE_CHECKING:
+    from fedsim.compression import Compressor
+
+
+def compress_difference(
+    compressor: Compressor, rows: Tensor, memory: Tensor, rate: float, noise: Stream, clients: Tensor
+) -> tuple[Payload, Tensor]:
+    """Payload of rows - memory, float[n, d] each, and the memory after a step of ``rate`` along what it decodes to."""
+    if isinstance(compressor, Quantize) and fused.usable(rows):
+        return compressor.quantize(rows, memory, rate, noise, clients)
+    payload = compressor.compress(rows - memory, noise, clients)
+    return payload, memory + rate * compressor.decompress(payload, memory.dtype)
+
+
+def weighted_sums(compressor: Compressor, payload: Payload, weights: Tensor) -> Tensor:
+    """Sums over n rows of weight times decoded row, by ``tree_sum``. weights: float[m, n]. Returns float[m, d]."""
+    if isinstance(payload, Levels) and isinstance(compressor, Quantize):
+        compressor.check(payload)
+        if len(payload.levels) and fused.usable(weights) and fused.usable(payload.norms):
+            return fused.weighted_sums(payload, weights)
+    rows = compressor.decompress(payload, weights.dtype).to(weights.device)
+    return torch.stack([tree_sum(each[:, None] * rows, dim=0) for each in weights])

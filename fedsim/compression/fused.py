@@ -1,0 +1,74 @@
+"""Quantization by compiled kernels: what ``Quantize`` says, bit for bit, in one call.
+
+Only for tensors that ``usable`` accepts. Nothing of the size of the rows is made but what is returned.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim import kernels
+from fedsim.compression.payload import Levels, LevelsLayout
+from fedsim.randomness import Stream
+
+_WHOLE = {torch.float32: np.int32, torch.float64: np.int64}
+
+
+def usable(rows: Tensor) -> bool:
+    """Whether there are kernels for these numbers: float32 or float64, on the CPU, with numba installed."""
+    return rows.dtype in _WHOLE and kernels.available(rows)
+
+
+def quantize(
+    rows: Tensor, memory: Tensor | None, rate: float, layout: LevelsLayout, linf: bool, noise: Stream, clients: Tensor
+) -> tuple[Levels | None, Tensor]:
+    """Quantize rows - memory, float[n, d] each, and step the memory by ``rate`` times what the receiver decodes.
+
+    Returns (payload, new memory); the payload is None where a norm is not finite in float32. Without a memory the rows
+    themselves are quantized and no memory comes back (float[0, d]).
+    """
+    from fedsim.kernels import quantize as kernel
+
+    n, d = rows.shape
+    before = rows if memory is None else memory
+    if d != layout.d or before.shape != rows.shape or clients.shape[0] != n:  # kernels check no bounds
+        shapes = [list(part.shape) for part in (rows, before, clients)]
+        raise ValueError(f"rows, memory and clients have shapes {shapes}, expected [n, {layout.d}] twice and [n]")
+    numbers = np.ascontiguousarray(rows.detach().numpy())
+    kind = numbers.dtype.type
+    old = np.empty((0, d), kind) if memory is None else np.ascontiguousarray(memory.numpy())
+    after = np.empty_like(old)
+    levels, norms = np.empty((n, d), np.int32), np.empty((n, layout.buckets), np.float32)
+    finite = kernel.quantize(
+        numbers,
+        old,
+        after,
+        (numbers if memory is None else after).view(_WHOLE[rows.dtype]),
+        np.ascontiguousarray(clients.numpy(), np.int64),
+        *noise.address,
+        kind(layout.levels),
+        kind(rate),
+        layout.bucket,
+        linf,
+        levels,
+        norms,
+    )
+    payload = Levels(layout, torch.from_numpy(levels), torch.from_numpy(norms)) if finite else None
+    return payload, torch.from_numpy(after)
+
+
+def weighted_sums(payload: Levels, weights: Tensor) -> Tensor:
+    """Sums over the rows of a payload, n >= 1, of weight times what the row decodes to. float[m, n] -> float[m, d]."""
+    from fedsim.kernels import average as kernel
+
+    layout, n = payload.layout, weights.shape[1]
+    if payload.levels.shape != (n, layout.d) or payload.norms.shape != (n, layout.buckets):  # kernels check no bounds
+        shapes = [list(part.shape) for part in (payload.levels, payload.norms, weights[0])]
+        raise ValueError(f"levels, norms and weights of a row have shapes {shapes}, which do not fit {layout}")
+    factors = np.ascontiguousarray(weights.numpy())
+    sums = np.empty((len(factors), layout.d), factors.dtype)
+    levels, norms = (np.ascontiguousarray(part.numpy()) for part in (payload.levels, payload.norms))
+    kernel.weighted_sums(levels, norms, layout.bucket, factors.dtype.type(layout.levels), factors, sums)
+    return torch.from_numpy(sums)

@@ -1,0 +1,273 @@
+"""Clients side by side: the loop of ``fedsim.solvers.local`` for a group of them, equal to it up to rounding.
+
+    descend   tasks with a ``Stack``, along gradients: product and step are one operation, no gradient row is made
+    walk      momentum, sam, and tasks whose gradients come as rows
+
+With send = "difference" and several steps ``descend`` sends w_0 - w_H as it is, as FedAvg does, so it is exact to the
+rounding of w, not of the difference. Everything else sends sums of d_h, as the reference does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsim.randomness import Stream
+from fedsim.solvers.course import Course, Ints, batches_of, steps_of
+from fedsim.solvers.direction import Gradient, Momentum, Sam
+from fedsim.solvers.memory import Memory, Notes
+from fedsim.solvers.plan import Ask, Done, Group, Plan, Rows
+from fedsim.solvers.rate import Constant, Harmonic
+from fedsim.tasks.stack import Stack, Walkers
+from fedsim.tasks.task import Batch, Task
+
+if TYPE_CHECKING:
+    from fedsim.data import Federation
+
+Floats = NDArray[np.float64]
+
+PADDED = 2**22
+"""Numbers of features in one step of a group, padding included; a single client may have more."""
+
+LONG_ROW = 2**13
+"""Coordinates from which a row is written where it belongs; of shorter ones it is quicker to copy a group at once."""
+
+NOTHING = Memory()
+
+
+def groups_of(federation: Federation, clients: Tensor, plan: Plan) -> list[Group]:
+    """Most steps and largest batches first, then equally many in each group, at most ``plan.chunk``."""
+    if not clients.shape[0]:
+        return []
+    sizes = federation.sizes_of(clients).numpy()
+    steps, batches = steps_of(plan, sizes), batches_of(plan, sizes)
+    order = np.lexsort((-batches, -steps))
+    inputs = math.prod(federation.features.shape[1:])
+    most = -(-len(order) // -(-len(order) // plan.chunk))
+    if most == len(order) and most * int(batches.max()) * inputs <= PADDED:
+        return [order.tolist()]
+    groups: list[Group] = [[]]
+    widest = 0
+    for place, width in zip(order.tolist(), batches[order].tolist(), strict=True):
+        widest = max(widest, width)
+        if groups[-1] and (len(groups[-1]) == most or (len(groups[-1]) + 1) * widest * inputs > PADDED):
+            groups.append([])
+            widest = width
+        groups[-1].append(place)
+    return groups
+
+
+def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group: Group, rows: Rows) -> Done:
+    """Solve for one group of ``groups_of``; see ``fedsim.solvers.local.solve_group``."""
+    clients = ask.clients.numpy()[group]
+    memories = [ask.memories.get(client, NOTHING) for client in clients.tolist()]
+    course = Course.of(federation, plan, clients, np.array([memory.steps for memory in memories]))
+    notes = [memory.direction for memory in memories]
+    if isinstance(plan.direction, Momentum):
+        notes = [plan.direction.begin(note) for note in notes]
+    beside = group == list(range(group[0], group[0] + len(group)))
+    some: slice | Tensor
+    some = slice(group[0], group[0] + len(group)) if beside else torch.tensor(group, device=ask.models.device)
+    shared = ask.models.stride(0) == 0
+    models = ask.models[: len(group)] if shared else ask.models[some]
+    if isinstance(plan.direction, Gradient) and task.stack is not None:
+        walkers = _room(task.stack, course, rows, models)
+        losses, factors = descend(task.stack, models, course, ask.stream, walkers)
+
+        def write(out: Tensor, first: int) -> None:
+            last = first + out.shape[0]
+            walkers.write(out, first)
+            if factors is not None:
+                out.mul_(_column(factors[first:last], out)[:, 0])
+
+        if beside:
+            write(rows.direction[some], 0)
+        elif task.dim < LONG_ROW:
+            out = torch.empty_like(rows.direction[: len(group)])
+            write(out, 0)
+            rows.direction[some] = out
+        else:
+            for i, place in enumerate(group):
+                write(rows.direction[place : place + 1], i)
+    else:
+        out = torch.empty_like(rows.direction[: len(group)])
+        losses = _Walk(task, course, models.clone()).run(ask.stream, out, notes)
+        rows.direction[some] = out
+    rows.losses[some] = losses
+    samples = course.samples
+    taken = 2 * samples if isinstance(plan.direction, Sam) else samples
+    steps = (course.done + course.steps).tolist()
+    remembered = [Memory(k, memory.rate, note) for k, memory, note in zip(steps, memories, notes, strict=True)]
+    return Done(samples.tolist(), taken.tolist(), remembered)
+
+
+class Steps:
+    """Lengths of the steps of a group. same: eta of every step of everybody, or None; unit: eta_0, float64[c]."""
+
+    def __init__(self, course: Course) -> None:
+        self.course, self.rate, self.base = course, course.plan.rate, course.plan.step
+        self.same = self.base if isinstance(self.rate, Constant) else None
+        self.unit = self.at(0)
+
+    def at(self, h: int) -> Floats:
+        """eta_h of each client, float64[c]."""
+        if not isinstance(self.rate, Harmonic):
+            return np.full(len(self.course.clients), self.base)
+        late = np.maximum(0, self.course.done + h - self.rate.hold)
+        etas: Floats = np.minimum(self.base, 1.0 / (self.rate.mu * (1.0 + self.rate.factor * late.astype(np.float64))))
+        return etas
+
+    def shares(self, h: int, a: int, like: Tensor) -> Tensor | None:
+        """eta_h / eta_0 of the first ``a`` clients, [a, 1, 1]; None where all are 1."""
+        return None if self.same is not None else _column((self.at(h) / self.unit)[:a], like)
+
+    def lengths(self) -> Floats:
+        """Sum over the steps of eta_h / eta_0, float64[c]."""
+        if self.same is not None:
+            return self.course.steps.astype(np.float64)
+        steps = self.course.steps
+        found: Floats = np.sum([(steps > h) * self.at(h) / self.unit for h in range(int(steps[0]))], axis=0)
+        return found
+
+
+def _room(stack: Stack, course: Course, rows: Rows, like: Tensor) -> Walkers:
+    """Room for a group's models, used again by the next group."""
+    # With one step the models need not move, and the sum is the gradient itself.
+    summed = course.plan.local.send == "direction" or int(course.steps[0]) == 1
+    found = rows.scratch.get(summed)
+    if found is None or found.room < len(course.clients):
+        found = rows.scratch[summed] = Walkers.of(stack, len(course.clients), summed, like)
+    return found
+
+
+def descend(
+    stack: Stack, models: Tensor, course: Course, stream: Stream, walkers: Walkers
+) -> tuple[Tensor, Floats | None]:
+    """(first losses float[c], what rows of ``walkers`` are multiplied by, if at all). models: float[c, d]."""
+    steps, plan, count, top = Steps(course), course.plan, models.shape[0], int(course.steps[0])
+    summed = walkers.total is not None
+    walkers.load(models)
+    first, h, a = models.new_zeros(count), 0, count
+    for page in course.pages(stream, models.dtype):
+        answers, features = stack.head.answers(page.targets, models.dtype), page.features.flatten(1)
+        parts = [page.split(part) for part in (features, answers, page.weights[:, None])]
+        for x, y, weight in zip(*parts, strict=True):
+            if x.shape[0] != a:
+                a = x.shape[0]
+                walkers.keep(a)
+            etas = None if steps.same is not None else _column(steps.at(h)[:a], models)
+            shares = None if not summed else steps.shares(h, a, models)
+            scale = shares if summed else etas
+            balanced = None if h else (weight if plan.order is None else weight / weight.sum(dim=1, keepdim=True))
+            inputs, errors, losses = walkers.errors(x, y, weight if scale is None else weight * scale, balanced)
+            if losses is not None:
+                first = losses + stack.penalty(models)
+            h += 1
+            if summed:
+                walkers.add(inputs, errors, 1.0 if shares is None else shares, h == 1)
+                if h < top:
+                    following = int(np.count_nonzero(course.steps > h))
+                    unit = steps.same if steps.same is not None else _column(steps.unit[:following], models)
+                    walkers.follow(following, unit)
+            elif steps.same is not None:
+                walkers.descend(inputs, errors, steps.same, 1 - steps.same * stack.l2)
+            else:
+                assert etas is not None
+                walkers.descend(inputs, errors, 1.0, 1 - etas * stack.l2 if stack.l2 else 1.0)
+    if not summed:
+        return first, None
+    factors = 1 / steps.lengths() if plan.local.send == "direction" else steps.unit
+    return first, factors if bool((factors != 1).any()) else None
+
+
+class _Walk:
+    """A group along gradients that come as rows. models: float[c, d], overwritten."""
+
+    def __init__(self, task: Task, course: Course, models: Tensor) -> None:
+        self.course, self.models, self.kind = course, models, course.plan.direction
+        self.gradients = _gradients(task, models.dtype)
+
+    def run(self, stream: Stream, out: Tensor, notes: list[Notes]) -> Tensor:
+        """As ``descend``; ``notes`` become those after the round."""
+        course, models, h = self.course, self.models, 0
+        steps, plan, top = Steps(course), course.plan, int(course.steps[0])
+        spans = np.zeros(len(course.clients))
+        velocity: Tensor | None = None
+        if isinstance(self.kind, Momentum):
+            velocity, spans = _velocities(notes, models)
+        lengths, first = np.zeros(len(course.clients)), models.new_zeros(models.shape[0])
+        for page in course.pages(stream, models.dtype):
+            parts = [page.split(part) for part in (page.features, page.targets, page.weights)]
+            for batch, a in zip(map(Batch, *parts), page.going, strict=True):
+                rows, losses = self.gradients(models[:a], batch)
+                if h == 0:
+                    first = losses if plan.order is None else self._balanced(batch, losses)
+                if isinstance(self.kind, Sam):
+                    norms = rows.norm(dim=1, keepdim=True)
+                    up = models[:a] + self.kind.rho * rows / torch.where(norms > 0, norms, torch.ones_like(norms))
+                    rows = self.gradients(up, batch)[0]
+                if velocity is not None:
+                    assert isinstance(self.kind, Momentum)
+                    rows = velocity[:a].mul_(self.kind.beta).add_(rows)
+                    spans[:a] = self.kind.beta * spans[:a] + 1
+                shares = (steps.at(h) / steps.unit)[:a]
+                lengths[:a] += shares * (1 if velocity is None else spans[:a])
+                share = None if steps.same is not None else _column(shares, models)[:, 0]
+                if h == 0:
+                    out.copy_(rows)
+                else:
+                    out[:a].add_(rows if share is None else rows * share)
+                h += 1
+                if h < top:
+                    eta = steps.same if steps.same is not None else _column(steps.at(h - 1)[:a], models)[:, 0]
+                    models[:a].sub_(eta * rows)
+        if velocity is not None:
+            notes[:] = [
+                {"velocity": row.clone(), "length": torch.tensor(span, dtype=torch.float64)}
+                for row, span in zip(velocity[:, None], spans.tolist(), strict=True)
+            ]
+        if plan.local.send == "direction":
+            _divide(out, lengths)
+        else:
+            out.mul_(_column(steps.unit, models)[:, 0])
+        return first
+
+    def _balanced(self, batch: Batch, losses: Tensor) -> Tensor:
+        """F on batches whose weights need not sum to 1."""
+        nothing = Batch(batch.features[:, :1], batch.targets[:, :1], torch.zeros_like(batch.weights[:, :1]))
+        penalty = self.gradients(self.models[: losses.shape[0]], nothing)[1]
+        return (losses - penalty) / batch.weights.sum(dim=1) + penalty
+
+
+def _gradients(task: Task, dtype: torch.dtype) -> Callable[[Tensor, Batch], tuple[Tensor, Tensor]]:
+    stack = task.stack
+    if stack is None:
+        return task.gradients
+    return lambda rows, batch: stack.gradients(
+        rows, batch.features.flatten(2), stack.head.answers(batch.targets, dtype), batch.weights[..., None]
+    )
+
+
+def _velocities(notes: list[Notes], models: Tensor) -> tuple[Tensor, Floats]:
+    """(velocity of each client float[c, d], its length float64[c]); zero where there is none."""
+    velocity, spans = torch.zeros_like(models), np.zeros(models.shape[0])
+    for i, note in enumerate(notes):
+        if "velocity" in note:
+            velocity[i], spans[i] = note["velocity"][0].to(models), float(note["length"])
+    return velocity, spans
+
+
+def _column(numbers: Floats | Ints, like: Tensor) -> Tensor:
+    """[a, 1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(numbers)).to(device=like.device, dtype=like.dtype)[:, None, None]
+
+
+def _divide(out: Tensor, lengths: Floats) -> None:
+    if bool((lengths != 1).any()):
+        out.div_(_column(lengths, out)[:, 0])
