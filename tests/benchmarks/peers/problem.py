@@ -91,7 +91,7 @@ def export(name: str, rounds: int, path: Path) -> None:
 
 
 def fedsim_rounds(name: str, rounds: int) -> Played:
-    """Whole rounds of the engine: cohort, catching up, local steps, encoded and counted messages, new model."""
+    """Whole rounds of the engine: cohort, catching up, local steps, counted messages, new model."""
     with _prepared(name, rounds) as setup:
         state, seconds = initial_state(setup), []
         for _ in range(rounds):
