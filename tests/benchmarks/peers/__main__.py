@@ -1,7 +1,8 @@
 """FedAvg rounds of fedsim beside those of its peers, on the same arithmetic, interleaved.
 
 Every engine plays the same rounds from the same parameters: same cohorts, same batches in stored order, one local epoch
-of plain SGD, weights n_k, float32, one thread a worker, data in memory. fedsim's rounds also count the bytes of every message.
+of plain SGD, weights n_k, float32, one thread a worker, data in memory.
+fedsim's rounds also count the bytes of every message.
 After each block of a peer fedsim plays its own, and the best rounds of both are compared, because other load only adds.
 The final parameters must agree, which is the proof that the work was the same.
 """

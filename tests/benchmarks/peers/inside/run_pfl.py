@@ -21,10 +21,13 @@ from pfl.callback.base import TrainingProcessCallback
 from pfl.data.federated_dataset import FederatedDataset
 from pfl.data.pytorch import PyTorchTensorDataset
 from pfl.hyperparam.base import NNTrainHyperParams
+from pfl.internal.ops import pytorch_ops
 from pfl.metrics import Metrics
 from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+
+RANK = "PFL_WORKER_RANK"
 
 
 class Learner(nn.Module):
@@ -62,9 +65,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def ranks(processes: int) -> int:
+    """Start this script once for each rank, because pfl looks at the environment when it is imported."""
+    addresses = ",".join(f"127.0.0.1:{free_port()}" for _ in range(processes))
+    started = []
+    for rank in range(processes):
+        environment = os.environ | {"PFL_WORKER_ADDRESSES": addresses, RANK: str(rank)}
+        started.append(subprocess.Popen([sys.executable, *sys.argv], env=environment))
+    return started[0].wait()
+
+
 def play(given: Given, processes: int, balanced: bool) -> tuple[Clock, np.ndarray]:
     """All rounds, in this one of the processes."""
     torch.set_num_threads(1)
+    if pytorch_ops.distributed.world_size != processes:
+        sys.exit(f"pfl sees {pytorch_ops.distributed.world_size} processes, not {processes}")
     features, labels = tensors(given)
     users = {}
     for client in range(len(given.offsets) - 1):
@@ -99,22 +114,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--balanced", action="store_true")
     options = parser.parse_args()
-    others = []
-    if options.processes > 1 and "PFL_WORKER_RANK" not in os.environ:
-        os.environ["PFL_WORKER_ADDRESSES"] = ",".join(f"127.0.0.1:{free_port()}" for _ in range(options.processes))
-        for rank in range(1, options.processes):
-            environment = os.environ | {"PFL_WORKER_RANK": str(rank)}
-            others.append(subprocess.Popen([sys.executable, *sys.argv], env=environment, stdout=subprocess.DEVNULL))
-        os.environ["PFL_WORKER_RANK"] = "0"
+    if options.processes > 1 and RANK not in os.environ:
+        sys.exit(ranks(options.processes))
     clock, parameters = play(Given.read(options.problem), options.processes, options.balanced)
-    if os.environ.get("PFL_WORKER_RANK", "0") == "0":
+    if os.environ.get(RANK, "0") == "0":
         setting = "one process" if options.processes == 1 else f"{options.processes} processes"
         setting += ", balanced" if options.balanced else ""
         finish(options.result, clock, parameters, "pfl", setting)
-        # Neither the other ranks nor the sampler's process end by themselves.
-        for other in others:
-            other.kill()
-        os._exit(0)
+    os._exit(0)  # the sampler's process does not end by itself
 
 
 if __name__ == "__main__":
