@@ -29,7 +29,13 @@ def parameters(given: Given) -> Params:
     """The initial ones."""
     sizes = [int(np.prod(shape)) for shape in shapes(given)]
     parts = np.split(given.initial, np.cumsum(sizes)[:-1])
-    return [jnp.asarray(part.reshape(shape)) for part, shape in zip(parts, shapes(given), strict=True)]
+    found = [part.reshape(shape) for part, shape in zip(parts, shapes(given), strict=True)]
+    return [jnp.asarray(transposed(part)) for part in found]
+
+
+def transposed(part: Any) -> Any:
+    """Matrices are [inputs, outputs] in jax; everything else is as in the row."""
+    return np.ascontiguousarray(part.T) if part.ndim == 2 else part
 
 
 def scores(kind: str, params: Params, x: Any) -> Any:
@@ -41,7 +47,7 @@ def scores(kind: str, params: Params, x: Any) -> Any:
         x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
         x, params = x.reshape(x.shape[0], -1), params[4:]
     for i in range(0, len(params), 2):
-        x = x @ params[i].T + params[i + 1]
+        x = x @ params[i] + params[i + 1]
         if i + 2 < len(params):
             x = jax.nn.relu(x)
     return x
@@ -76,7 +82,7 @@ def play(given: Given) -> tuple[Clock, Floats]:
         ended = ((found, given.size(client)) for client, found in train(params, clients))
         params = jax.block_until_ready(fedjax.tree_util.tree_mean(ended))
         clock.tick()
-    return clock, np.concatenate([np.asarray(part).ravel() for part in params])
+    return clock, np.concatenate([transposed(np.asarray(part)).ravel() for part in params])
 
 
 def main() -> None:
