@@ -91,7 +91,7 @@ def test_full_disk_in_the_middle_of_a_large_checkpoint(cli: Any, mount: Mount, t
     """The checkpoint before stays, and the run continues from it."""
     experiment = tmp_path / "large.toml"
     experiment.write_text(
-        "rounds = 4\npartition = { clients = 50 }\nparticipation = { k = 5 }\nrun = { checkpoint_every = 1 }"
+        "rounds = 4\npartition = { clients = 50 }\nparticipation = { k = 50 }\nrun = { checkpoint_every = 1 }"
     )
     cli.run(experiment, tmp_path / "whole")
     large = max(path.stat().st_size for path in (tmp_path / "whole" / "checkpoint").iterdir())

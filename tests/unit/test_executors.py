@@ -38,6 +38,9 @@ WIDE = {
 }
 
 
+STEPS = {"steps": 2, "batch": 5, "step": 0.1}
+
+
 def of(**tables: Any) -> Experiment:
     return Experiment.of(**{**DIGITS, "server": {"step": 0.1}, "local": {"step": 0.1}, **tables})
 
@@ -47,12 +50,12 @@ def of(**tables: Any) -> Experiment:
     [
         ({}, Choice("stacked", ALL, 0)),
         ({"local": {"epochs": 1, "batch": 5, "order": "reshuffle", "step": 0.1}}, Choice("stacked", ALL, 0)),
-        ({"rate": {"rule": "harmonic", "mu": 1.0}}, Choice("stacked", ALL, 0)),
+        ({"rate": {"rule": "harmonic", "mu": 1.0}, "local": STEPS}, Choice("stacked", ALL, 0)),
         ({"direction": {"kind": "momentum"}}, Choice("stacked", ALL, 0)),
         ({"direction": {"kind": "sam"}}, Choice("stacked", ALL, 0)),
         ({"run": {"precision": "float64"}}, Choice("stacked", ALL // 2, 0)),
         ({"task": {"kind": "mlp", "hidden": [500]}}, Choice("stacked", 41, 0)),
-        ({"rate": {"rule": "salr"}}, SEQUENTIAL),
+        ({"rate": {"rule": "salr"}, "local": STEPS}, SEQUENTIAL),
         ({"direction": {"kind": "whitened"}}, SEQUENTIAL),
         ({"participation": {"scheme": "k-of-n", "k": 1}}, SEQUENTIAL),
         ({"participation": {"scheme": "bernoulli", "p": 0.1}}, SEQUENTIAL),

@@ -201,7 +201,7 @@ def test_a_failed_round_leaves_memories_alone() -> None:
         ),
         ({"epochs": 2}, {}, {}, 1, "local.epochs needs an order with passes, but local.order = 'fresh'"),
         (
-            {},
+            {"steps": 2},
             {"rule": "salr"},
             {},
             4,
