@@ -1,4 +1,4 @@
-"""python -m tests.benchmarks local [lr10 lr100 mlp10 mlp100 cnn10]"""
+"""python -m tests.benchmarks local|artemis|scale [lr10 lr100 mlp10 mlp100 cnn10]"""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import sys
 
 import torch
 
-from tests.benchmarks import local
+from tests.benchmarks import artemis, local, scale
+
+PARTS = {"local": local.play, "artemis": artemis.play}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1:2] != ["local"] or not set(sys.argv[2:]) <= set(local.CASES):
+    part, cases = "".join(sys.argv[1:2]), sys.argv[2:]
+    if part not in (*PARTS, "scale") or not set(cases) <= set(local.CASES):
         sys.exit(f"{__doc__}; found {' '.join(sys.argv[1:]) or 'nothing'}")
-    for case in sys.argv[2:] or local.CASES:
-        local.play(case, local.CASES[case])
+    if part == "scale":
+        scale.table()
+    else:
+        for case in cases or local.CASES:
+            PARTS[part](case)

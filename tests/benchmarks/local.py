@@ -75,8 +75,9 @@ def _solved(work: Workload, chunk: int, pool: Workers | None) -> Round:
     return round_
 
 
-def play(name: str, repeats: int) -> None:
+def play(name: str) -> None:
     """Print the table of one workload."""
+    repeats = CASES[name]
     work = workload(name, CHECKED)
     with ExitStack() as stack:
         every, ended = rows(work, stack), {}
