@@ -1,4 +1,4 @@
-"""python -m tests.benchmarks local|artemis|scale [lr10 lr100 mlp10 mlp100 cnn10]"""
+"""python -m tests.benchmarks local|artemis [lr10 lr100 mlp10 mlp100 cnn10], or scale, or whitening"""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import sys
 
 import torch
 
-from tests.benchmarks import artemis, local, scale
+from tests.benchmarks import artemis, local, scale, whitening
 
-PARTS = {"local": local.play, "artemis": artemis.play}
+WORKLOADS = {"local": local.play, "artemis": artemis.play}
+TABLES = {"scale": scale.table, "whitening": whitening.table}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     part, cases = "".join(sys.argv[1:2]), sys.argv[2:]
-    if part not in (*PARTS, "scale") or not set(cases) <= set(local.CASES):
-        sys.exit(f"{__doc__}; found {' '.join(sys.argv[1:]) or 'nothing'}")
-    if part == "scale":
-        scale.table()
-    else:
+    if part in TABLES and not cases:
+        TABLES[part]()
+    elif part in WORKLOADS and set(cases) <= set(local.CASES):
         for case in cases or local.CASES:
-            PARTS[part](case)
+            WORKLOADS[part](case)
+    else:
+        sys.exit(f"{__doc__}; found {' '.join(sys.argv[1:]) or 'nothing'}")
