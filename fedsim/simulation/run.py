@@ -23,6 +23,9 @@ from fedsim.simulation.state import State, from_tensors, initial_state, to_tenso
 
 Metrics = dict[str, Any]
 
+DIVERGED = 1e6
+"""A loss so many times the first one never comes back."""
+
 
 class Observer(Protocol):
     """Told what happens, in order; the progress display is one."""
@@ -118,6 +121,11 @@ def _advance(setup: Setup, folder: RunFolder | None, observer: Observer | None, 
 
     def evaluate() -> Metrics:
         found = _evaluate(setup, state, ledger)
+        if metrics and found["loss"] > DIVERGED * max(1.0, metrics[0]["loss"]):
+            raise DivergedError(
+                f"round {state.server.round}: the loss has grown from {metrics[0]['loss']:.4g} to {found['loss']:.4g} "
+                f"with server.step = {setup.step:.4g}; use a smaller step"
+            )
         metrics.append(found)
         if folder is not None:
             folder.append("metrics.jsonl", json.dumps(found) + "\n")

@@ -266,3 +266,10 @@ def test_folders_are_made_with_those_above(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b" / "c")
     make_folder(tmp_path / "a" / "b" / "c")
     assert (tmp_path / "a" / "b" / "c").is_dir()
+
+
+def test_a_loss_that_grows_without_end_is_divergence_while_it_is_still_finite() -> None:
+    data = {"source": "synthetic-linear", "clients": 3, "per_client": 5}
+    experiment = Experiment.of(algorithm="sgd", rounds=50, data=data, server={"step": 50.0}, run={"evaluate_every": 1})
+    with pytest.raises(DivergedError, match=r"^round \d+: the loss has grown from .* to .*; use a smaller step$"):
+        fedsim.run(experiment)
