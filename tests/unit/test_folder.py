@@ -272,4 +272,4 @@ def test_a_loss_that_grows_without_end_is_divergence_while_it_is_still_finite() 
     data = {"source": "synthetic-linear", "clients": 3, "per_client": 5}
     experiment = Experiment.of(algorithm="sgd", rounds=50, data=data, server={"step": 50.0}, run={"evaluate_every": 1})
     with pytest.raises(DivergedError, match=r"^round \d+: the loss has grown from .* to .*; use a smaller step$"):
-        fedsim.run(experiment)
+        run(experiment)
