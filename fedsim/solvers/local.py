@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import DataError
-from fedsim.randomness import Stream
+from fedsim.randomness import Stream, only
 from fedsim.solvers import stacked
 from fedsim.solvers.batches import alone
 from fedsim.solvers.course import Ints
@@ -175,7 +175,7 @@ def _batches(
 ) -> Callable[[int], Batch]:
     """Number of a step within the round -> its batch. done: steps before this round."""
     if plan.order is None:
-        fresh = alone(federation, torch.tensor([client]), plan.local.batch, dtype)
+        fresh = alone(federation, only(client), plan.local.batch, dtype)
         return lambda h: fresh(stream.at(stream.round, index=h))
     ordered = walk(federation, client, plan.local.batch, plan.order, stream.seed, dtype)
     return lambda h: ordered(done + h)

@@ -13,7 +13,7 @@ Notes = Mapping[str, Tensor]
 """Named tensors of a rule or a direction; what they mean is its own business."""
 
 
-class Memory(msgspec.Struct, frozen=True):
+class Memory(msgspec.Struct, frozen=True, gc=False):
     """steps: local steps taken so far. rate, direction: notes of the step-size rule and of the direction."""
 
     steps: int = 0

@@ -6,7 +6,7 @@ the reference does, and a row's bits do not depend on the clients beside it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 import torch
@@ -18,8 +18,7 @@ from fedsim.solvers.lengths import Steps
 from fedsim.solvers.order import incremental
 from fedsim.solvers.plan import Ask, Plan, Rows
 from fedsim.tasks.linear import Logits, Squares
-from fedsim.tasks.stack import Classes, Head, Number
-from fedsim.tasks.task import Task
+from fedsim.tasks.stack import Classes, Head, Number, Stack
 
 if TYPE_CHECKING:
     from fedsim.data import Federation
@@ -30,23 +29,23 @@ SMALL = 2**16
 _FILE: Ints = np.empty((0, 0, 0), np.int64)
 
 
-def fits(task: Task, federation: Federation, plan: Plan) -> bool:
+def fits(stack: Stack | None, federation: Federation, plan: Plan) -> TypeGuard[Stack]:
     """Whether the loop is for these steps: small ones, along gradients, in float32 or float64 on the CPU."""
-    stack, features = task.stack, federation.features
+    features = federation.features
     if stack is None or len(stack.layers) > 1 or not isinstance(plan.direction, Gradient):
         return False
+    layer = stack.layers[0]
     if features.dtype not in (torch.float32, torch.float64) or not kernels.available(features):
         return False
     mean = len(federation.targets) / federation.clients
-    return min(mean, plan.local.batch or mean) * task.dim <= SMALL and _loss(stack.head) is not None
+    return min(mean, plan.local.batch or mean) * layer.outputs * layer.width <= SMALL and _loss(stack.head) is not None
 
 
-def descend(task: Task, course: Course, ask: Ask, group: list[int], rows: Rows) -> None:
+def descend(stack: Stack, course: Course, ask: Ask, group: list[int], rows: Rows) -> None:
     """Directions and first losses of a group, into ``rows``."""
     from fedsim.kernels import epoch
 
-    stack, plan, federation = task.stack, course.plan, course.federation
-    assert stack is not None
+    plan, federation = course.plan, course.federation
     loss = _loss(stack.head)
     assert loss is not None
     steps, layer, out = Steps(course), stack.layers[0], rows.direction.numpy()

@@ -70,8 +70,9 @@ def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group:
     notes = [memory.direction for memory in memories]
     if isinstance(plan.direction, Momentum):
         notes = [plan.direction.begin(note) for note in notes]
-    if small.fits(task, federation, plan):
-        small.descend(task, course, ask, group, rows)
+    stack = task.stack
+    if small.fits(stack, federation, plan):
+        small.descend(stack, course, ask, group, rows)
     else:
         _side_by_side(task, course, ask, group, rows, notes)
     samples = course.samples

@@ -223,7 +223,7 @@ def test_a_row_of_the_loop_for_small_steps_has_the_same_bits_in_every_cohort(
     task, federation = world(kind, sizes, torch.float32)
     start, ids = models(task, len(sizes)), torch.arange(len(sizes))
     plan = Plan(local, 0.05, 8, order_named(local.order), rate)
-    assert small.fits(task, federation, plan)
+    assert small.fits(task.stack, federation, plan)
     together = solve(task, federation, start, ids, plan, round_(1))
     with mock.patch.object(course, "FOUND", found):
         for i in range(len(sizes)):
@@ -235,13 +235,14 @@ def test_a_row_of_the_loop_for_small_steps_has_the_same_bits_in_every_cohort(
 def test_the_loop_is_for_small_steps_of_one_layer_along_gradients() -> None:
     task, federation = world("softmax", [4, 4], torch.float32)
     plan = Plan(Local(steps=2, batch=3, step=0.1), 0.1, 2)
-    assert small.fits(task, federation, plan)
-    assert not small.fits(task, federation, replace(plan, direction=Momentum()))
-    assert not small.fits(*world("mlp", [4, 4], torch.float32), plan)
-    assert not small.fits(*world("cnn", [4, 4], torch.float32), plan)
+    assert small.fits(task.stack, federation, plan)
+    assert not small.fits(task.stack, federation, replace(plan, direction=Momentum()))
+    for kind in ("mlp", "cnn"):
+        other, theirs = world(kind, [4, 4], torch.float32)
+        assert not small.fits(other.stack, theirs, plan)
     wide, many = world("softmax", [5000, 5000], torch.float32)
-    assert not small.fits(wide, many, replace(plan, local=Local()))
-    assert small.fits(wide, many, plan)
+    assert not small.fits(wide.stack, many, replace(plan, local=Local()))
+    assert small.fits(wide.stack, many, plan)
 
 
 def test_one_large_client_does_not_pad_the_others() -> None:
