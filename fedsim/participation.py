@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.randomness import SERVER, Purpose, Stream
+from fedsim.randomness import Purpose, Stream, only
 
 
 class Full(msgspec.Struct, frozen=True, tag_field="scheme", tag="full", forbid_unknown_fields=True):
@@ -60,13 +61,15 @@ class KofN(msgspec.Struct, frozen=True, tag_field="scheme", tag="k-of-n", forbid
         if self.k > clients:
             raise ConfigError(f"participation.k = {self.k}, but there are {clients} clients; lower k or add clients")
         # Floyd's algorithm: the i-th draw is uniform on [0, clients - k + i]; a repeat takes the new top element.
-        words = Stream(seed, Purpose.PARTICIPATION, round).words(torch.tensor([SERVER]), 2 * self.k)[0].tolist()
+        words = Stream(seed, Purpose.PARTICIPATION, round).words(only(), 2 * self.k)[0].numpy().astype(np.uint64)
+        tops = np.arange(clients - self.k, clients)
+        # (64-bit word * (top + 1)) >> 64 in halves of 32 bits: neither product nor sum exceeds 64 bits.
+        counts, high, low, half = tops.astype(np.uint64) + np.uint64(1), words[::2], words[1::2], np.uint64(32)
+        draws = (high * counts + (low * counts >> half)) >> half
         chosen: set[int] = set()
-        for i in range(self.k):
-            top = clients - self.k + i
-            draw = (words[2 * i] << 32 | words[2 * i + 1]) * (top + 1) >> 64
+        for top, draw in zip(tops.tolist(), draws.tolist(), strict=True):
             chosen.add(top if draw in chosen else draw)
-        return torch.tensor(sorted(chosen))
+        return torch.from_numpy(np.array(sorted(chosen)))
 
 
 Participation = Full | Bernoulli | KofN

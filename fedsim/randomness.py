@@ -30,6 +30,11 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
 
+def only(client: int = SERVER) -> Tensor:
+    """The number of one client as int64[1]; ``torch.tensor([client])`` takes many times as long."""
+    return torch.from_numpy(np.array([client]))
+
+
 class Purpose(IntEnum):
     """What a number is for. The values are part of the format: never reuse or renumber one."""
 
@@ -112,5 +117,5 @@ class Stream:
 
     def integer(self, client: int = SERVER) -> int:
         """One 64-bit integer, to seed a library's own generator (partitions, synthetic data, model initialisation)."""
-        high, low = self.words(torch.tensor([client]), 2)[0].tolist()
+        high, low = self.words(only(client), 2)[0].tolist()
         return int(high) << 32 | int(low)

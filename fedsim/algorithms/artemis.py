@@ -40,7 +40,7 @@ from torch import Tensor
 from fedsim.algorithms.method import Method, feedback_coefficient
 from fedsim.compression import Payload, compress_difference, weighted_sums
 from fedsim.flat import tree_sum
-from fedsim.randomness import SERVER, Stream
+from fedsim.randomness import Stream, only
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,15 @@ def absorb(
         estimate, memory = memory + mean, memory + method.alpha * change
     else:
         (estimate,) = weighted_sums(method.up, uploads, shares[None])
-    return _step(method, replace(server, memory=memory, memories=memories), estimate, step, noise)
+    estimate = method.step(estimate)
+    if server.error is not None:
+        estimate = estimate + feedback_coefficient(method.downlink.feedback, step) * server.error
+    payload = method.down.compress(estimate[None, :], noise, only().to(estimate.device))
+    update = method.down.decompress(payload, estimate.dtype)[0]
+    model, count = apply(server.model, update, step), server.round + 1
+    error = None if server.error is None else estimate - update
+    average = None if server.average is None else server.average + (model - server.average) / count
+    return Server(count, model, memory, memories, error, average), payload
 
 
 def apply(model: Tensor, update: Tensor, step: float) -> Tensor:
@@ -155,23 +163,3 @@ def _shares(method: Method, cohort: Cohort) -> Tensor:
         total = tree_sum(cohort.weights, dim=0)
         return cohort.weights / total
     return cohort.weights / cohort.probability
-
-
-def _step(method: Method, server: Server, estimate: Tensor, step: float, noise: Stream) -> tuple[Server, Payload]:
-    """Compress the step along the estimate and move."""
-    estimate = method.step(estimate)
-    if server.error is not None:
-        estimate = estimate + feedback_coefficient(method.downlink.feedback, step) * server.error
-    payload = method.down.compress(estimate[None, :], noise, torch.tensor([SERVER], device=estimate.device))
-    update = method.down.decompress(payload, estimate.dtype)[0]
-    model, count = apply(server.model, update, step), server.round + 1
-    return (
-        replace(
-            server,
-            round=count,
-            model=model,
-            error=None if server.error is None else estimate - update,
-            average=None if server.average is None else server.average + (model - server.average) / count,
-        ),
-        payload,
-    )

@@ -37,4 +37,6 @@ def weighted_sums(compressor: Compressor, payload: Payload, weights: Tensor) -> 
         if len(payload.levels) and fused.usable(weights) and fused.usable(payload.norms):
             return fused.weighted_sums(payload, weights)
     rows = compressor.decompress(payload, weights.dtype).to(weights.device)
+    if len(rows) and fused.usable(rows) and fused.usable(weights):
+        return fused.weighted_rows(rows, weights)
     return torch.stack([tree_sum(each[:, None] * rows, dim=0) for each in weights])

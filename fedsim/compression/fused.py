@@ -59,6 +59,18 @@ def quantize(
     return payload, torch.from_numpy(after)
 
 
+def weighted_rows(rows: Tensor, weights: Tensor) -> Tensor:
+    """Sums over n >= 1 rows, float[n, d], of weight times row: float[m, n] -> float[m, d]."""
+    from fedsim.kernels import average as kernel
+
+    numbers, factors = np.ascontiguousarray(rows.numpy()), np.ascontiguousarray(weights.numpy())
+    if len(numbers) != factors.shape[1] or numbers.dtype != factors.dtype:  # kernels check no bounds
+        raise ValueError(f"rows are {rows.dtype}{list(rows.shape)}, which do not fit weights {list(weights.shape)}")
+    sums = np.empty((len(factors), numbers.shape[1]), factors.dtype)
+    kernel.weighted_rows(numbers, factors, sums)
+    return torch.from_numpy(sums)
+
+
 def weighted_sums(payload: Levels, weights: Tensor) -> Tensor:
     """Sums over the rows of a payload, n >= 1, of weight times what the row decodes to. float[m, n] -> float[m, d]."""
     from fedsim.kernels import average as kernel

@@ -1,8 +1,9 @@
 """Compiled loops over plain arrays: the same bits as the torch forms that call them, without their temporaries.
 
-The torch forms stay: they define the result, run on other devices, and run where numba is not installed. This package
-imports numba only when a kernel is first used; a kernel is compiled once and kept beside this file (or, where that
-cannot be written, in the user's cache; the environment variable NUMBA_CACHE_DIR names another place).
+``epoch`` alone agrees with its torch form only up to rounding, as executors do. The torch forms stay: they define the
+result, run on other devices, and run where numba is not installed. This package imports numba only when a kernel is
+first used; a kernel is compiled once and kept beside this file (or, where that cannot be written, in the user's cache;
+the environment variable NUMBA_CACHE_DIR names another place).
 """
 
 from __future__ import annotations

@@ -34,6 +34,25 @@ def _decode(
 
 
 @compiled
+def _halve(folded: Rows, out: Rows) -> None:
+    """Sum of the rows, overwritten, in the first columns: float[k, >= size] -> float[size]."""
+    length, size = len(folded), len(out)
+    while length > 1:
+        middle = length // 2
+        for k in range(middle):
+            row, added = folded[k], folded[middle + k]
+            for j in range(size):
+                row[j] += added[j]
+        if length % 2:
+            row, added = folded[0], folded[length - 1]
+            for j in range(size):
+                row[j] += added[j]
+        length = middle
+    for j in range(size):
+        out[j] = folded[0, j]
+
+
+@compiled
 def weighted_sums(
     levels: NDArray[np.int32],
     norms: NDArray[np.float32],
@@ -71,18 +90,30 @@ def weighted_sums(
                 for j in range(size):
                     row[j] += first * one[j]
         for m in range(sums):
-            length = half
-            while length > 1:
-                middle = length // 2
-                for k in range(middle):
-                    row, added = folded[m, k], folded[m, middle + k]
-                    for j in range(size):
-                        row[j] += added[j]
-                if length % 2:
-                    row, added = folded[m, 0], folded[m, length - 1]
-                    for j in range(size):
-                        row[j] += added[j]
-                length = middle
-            row, column = folded[m, 0], out[m, start:stop]
-            for j in range(size):
-                column[j] = row[j]
+            _halve(folded[m], out[m, start:stop])
+
+
+@compiled
+def weighted_rows(rows: Rows, weights: Rows, out: Rows) -> None:
+    """As ``weighted_sums`` of rows that are numbers. rows: float[n, d], n >= 1; weights: float[m, n]; out: [m, d]."""
+    n, d = rows.shape
+    half = max(n // 2, 1)
+    width = min(d, max(16, _SCRATCH // half))
+    folded = np.empty((half, width), out.dtype)
+    for start in range(0, d, width):
+        stop = min(d, start + width)
+        for m in range(len(weights)):
+            for k in range(half):
+                row, one, first = folded[k], rows[k, start:stop], weights[m, k]
+                if n == 1:
+                    for j in range(len(one)):
+                        row[j] = first * one[j]
+                else:
+                    other, second = rows[half + k, start:stop], weights[m, half + k]
+                    for j in range(len(one)):
+                        row[j] = first * one[j] + second * other[j]
+            if n > 1 and n % 2:
+                row, one, first = folded[0], rows[n - 1, start:stop], weights[m, n - 1]
+                for j in range(len(one)):
+                    row[j] += first * one[j]
+            _halve(folded, out[m, start:stop])

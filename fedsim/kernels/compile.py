@@ -22,3 +22,13 @@ def compiled(function: Function) -> Function:
     compiler: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
     machine_code: Function = compiler(function)
     return machine_code
+
+
+def reassociated(function: Function) -> Function:
+    """``compiled``, but sums may be reordered so that they use vector instructions: for what rounding may change.
+
+    The order is fixed in the machine code, so it depends on the processor and the length of a sum and on nothing else.
+    """
+    compiler: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+    machine_code: Function = compiler(function)
+    return machine_code

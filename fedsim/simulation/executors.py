@@ -12,6 +12,9 @@
                  fast stacked at 10^4 numbers, and slower from 10^5 on. Otherwise sequential.
                  Either is spread over workers where there are cores, run.threads = 1, and a round is long: at least
                  ``LONG`` samples times coordinates.
+    small        stacked groups of a task of one layer, with steps of at most 2^16 samples times coordinates, take them
+                 in a compiled loop on the CPU (``fedsim.solvers.small``): two to five times as fast for 10 clients;
+                 in larger steps products over all clients catch up
     chunk = 0    as many models as fit into ``CACHED`` bytes, at least 4: they stay in the cache through all steps
 
 The number of cores decides about workers alone, so not about bits.

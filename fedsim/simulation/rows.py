@@ -50,6 +50,9 @@ class Rows:
 
     def put(self, clients: Tensor, rows: Tensor) -> None:
         """Replace the rows of some clients."""
-        self.dense.index_copy_(0, clients.to(self.dense.device), rows)
+        if self.dense.device.type == "cpu":
+            self.dense.numpy()[clients.cpu().numpy()] = rows.numpy()  # three times as fast as index_copy_
+        else:
+            self.dense.index_copy_(0, clients.to(self.dense.device), rows)
         if self._map is not None:
             self._map.madvise(mmap.MADV_DONTNEED)

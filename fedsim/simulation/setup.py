@@ -67,7 +67,7 @@ class Setup:
         """Who takes part in a round."""
         participation = self.experiment.participation
         clients = participation.sample(self.clients, self.experiment.seed, round).to(self.weights.device)
-        return Cohort(clients, self.weights[clients], participation.probability(self.clients))
+        return Cohort(clients, self.weights.index_select(0, clients), participation.probability(self.clients))
 
     def solve(
         self, plan: Plan, models: Tensor, clients: Tensor, stream: Stream, memories: Mapping[int, Memory]

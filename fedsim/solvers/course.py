@@ -95,22 +95,28 @@ class Course:
 
     def pages(self, stream: Stream, dtype: torch.dtype) -> Iterator[Page]:
         """All steps, in order. stream: of the round."""
-        b, n, top = self.batches, self.sizes, int(self.steps[0])
-        every = bool((b == n).all())
-        if every and self.plan.order in (None, incremental):
+        if self.whole and self.plan.order in (None, incremental):
             yield self._whole(dtype)
             return
-        width = int(b.max())
+        for first, places, counts in self.found(stream):
+            yield from self._copied(places, counts, first, dtype)
+
+    @property
+    def whole(self) -> bool:
+        """Whether everybody takes all of its samples in every step."""
+        return bool((self.batches == self.sizes).all())
+
+    def found(self, stream: Stream) -> Iterator[tuple[int, Ints, Ints]]:
+        """(first of some steps, places int64[S, a, B], samples of each batch int64[S, a]), in order."""
+        top, width, first = int(self.steps[0]), int(self.batches.max()), 0
         passes = _Passes(self, stream.seed)
-        first = 0
         while first < top:
             a = int(np.count_nonzero(self.steps > first))
             last = min(top, first + max(1, FOUND // (a * width)))
             if self.plan.order is None:
-                places, counts = self._fresh(stream, first, last, a)
+                yield first, *self._fresh(stream, first, last, a)
             else:
-                places, counts = passes.between(first, last, a)
-            yield from self._copied(places, counts, first, dtype)
+                yield first, *passes.between(first, last, a)
             first = last
 
     def _whole(self, dtype: torch.dtype) -> Page:

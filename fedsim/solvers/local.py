@@ -21,9 +21,8 @@ direction of an epoch of reshuffling is what Q-NASTYA and DIANA-NASTYA compress.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,9 +30,10 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import DataError
-from fedsim.randomness import Stream
+from fedsim.randomness import Stream, only
 from fedsim.solvers import stacked
 from fedsim.solvers.batches import alone
+from fedsim.solvers.course import Ints
 from fedsim.solvers.direction import direction_of
 from fedsim.solvers.memory import Memory
 from fedsim.solvers.passes import steps_of_a_pass, walk
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from fedsim.data import Federation
 
 __all__ = ["Local", "Plan", "Solution", "check_plan", "gathered", "groups_of", "solve", "solve_group", "solve_into"]
+
+
+_NONE: Ints = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +89,16 @@ def gathered(groups: Sequence[Group], done: Sequence[Done], rows: Rows) -> Solut
     places = np.array([place for group in groups for place in group], dtype=np.int64)
     order, device = np.argsort(places), rows.losses.device
 
-    def counts(each: Iterable[list[int]]) -> Tensor:
-        return torch.from_numpy(np.fromiter(chain.from_iterable(each), np.int64, len(places))[order]).to(device)
+    def counts(each: list[Ints]) -> Tensor:
+        return torch.from_numpy(np.concatenate((_NONE, *each))[order]).to(device)
 
     memories = [memory for one in done for memory in one.memories]
     return Solution(
         direction=rows.direction,
         losses=rows.losses,
-        samples=counts(one.samples for one in done),
-        gradients=counts(one.gradients for one in done),
-        memories=tuple(memories[i] for i in order.tolist()),
+        samples=counts([one.samples for one in done]),
+        gradients=counts([one.gradients for one in done]),
+        memories=tuple(map(memories.__getitem__, order.tolist())),
     )
 
 
@@ -153,7 +156,7 @@ def _walk(
             model = model - eta * (step.row if step.move is None else step.move)
     sent = unit * total if local.send == "difference" else total if lengths == 1 else total / lengths
     memory = Memory(memory.steps + count, rate, notes)
-    return _Walk(sent, losses[0], Done([samples], [gradients], [memory]))
+    return _Walk(sent, losses[0], Done(np.array([samples]), np.array([gradients]), [memory]))
 
 
 def _mean_loss(here: Here, loss: Tensor) -> Tensor:
@@ -172,7 +175,7 @@ def _batches(
 ) -> Callable[[int], Batch]:
     """Number of a step within the round -> its batch. done: steps before this round."""
     if plan.order is None:
-        fresh = alone(federation, torch.tensor([client]), plan.local.batch, dtype)
+        fresh = alone(federation, only(client), plan.local.batch, dtype)
         return lambda h: fresh(stream.at(stream.round, index=h))
     ordered = walk(federation, client, plan.local.batch, plan.order, stream.seed, dtype)
     return lambda h: ordered(done + h)

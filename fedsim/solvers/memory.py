@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
+import msgspec
 from torch import Tensor
 
 from fedsim.errors import ConfigError
@@ -13,13 +13,12 @@ Notes = Mapping[str, Tensor]
 """Named tensors of a rule or a direction; what they mean is its own business."""
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(msgspec.Struct, frozen=True, gc=False):
     """steps: local steps taken so far. rate, direction: notes of the step-size rule and of the direction."""
 
     steps: int = 0
-    rate: Notes = field(default_factory=dict)
-    direction: Notes = field(default_factory=dict)
+    rate: Notes = {}
+    direction: Notes = {}
 
 
 def check_notes(key: str, place: str, notes: object) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.plugins import blamed, named
-from fedsim.randomness import SERVER, Purpose, Stream
+from fedsim.randomness import SERVER, Purpose, Stream, only
 
 FRESH = "fresh"
 _LAST = 2**63 - 1
@@ -45,7 +45,7 @@ class Order(Protocol):
 
 def with_replacement(seed: int, client: int, n: int, epoch: int, clients: int) -> Tensor:
     """n independent, uniform draws."""
-    words = _stream(seed, epoch).words(torch.tensor([client]), n)[0]
+    words = _stream(seed, epoch).words(only(client), n)[0]
     return words * n >> 32
 
 
@@ -136,7 +136,7 @@ def _files(seed: int, clients: Tensor, sizes: Tensor, epoch: int, n: int) -> Ten
 
 def _shared(seed: int, clients: Tensor, sizes: Tensor, epoch: int, n: int) -> Tensor:
     width = int(sizes.amax())
-    words = _stream(seed, epoch).words(torch.tensor([SERVER]), width).expand(clients.shape[0], -1)
+    words = _stream(seed, epoch).words(only(), width).expand(clients.shape[0], -1)
     turned = torch.arange(width) + (clients * sizes // n)[:, None]
     return _permutations(words, sizes).gather(1, turned % sizes[:, None])
 
@@ -172,4 +172,4 @@ def _stream(seed: int, epoch: int) -> Stream:
 
 def _permutation(stream: Stream, client: int, n: int) -> Tensor:
     """Sort by random keys; equal keys keep the order of the file."""
-    return torch.argsort(stream.words(torch.tensor([client]), n)[0], stable=True)
+    return torch.argsort(stream.words(only(client), n)[0], stable=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.errors import ConfigError
@@ -119,10 +120,10 @@ Group = list[int]
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a group did besides its directions, in its order: see ``Solution``."""
+    """What a group did besides its directions, in its order: see ``Solution``. samples, gradients: int64[c]."""
 
-    samples: list[int]
-    gradients: list[int]
+    samples: NDArray[np.int64]
+    gradients: NDArray[np.int64]
     memories: list[Memory]
 
 

@@ -1,5 +1,6 @@
 """Clients side by side: the loop of ``fedsim.solvers.local`` for a group of them, equal to it up to rounding.
 
+    small     tasks with a ``Stack`` of one layer, along gradients, in small steps: see ``fedsim.solvers.small``
     descend   tasks with a ``Stack``, along gradients: product and step are one operation, no gradient row is made
     walk      momentum, sam, and tasks whose gradients come as rows
 
@@ -15,22 +16,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.randomness import Stream
-from fedsim.solvers.course import Course, Ints, batches_of, steps_of
+from fedsim.solvers import small
+from fedsim.solvers.course import Course, batches_of, steps_of
 from fedsim.solvers.direction import Gradient, Momentum, Sam
+from fedsim.solvers.lengths import Floats, Steps, column
 from fedsim.solvers.memory import Memory, Notes
 from fedsim.solvers.plan import Ask, Done, Group, Plan, Rows
-from fedsim.solvers.rate import Constant, Harmonic
 from fedsim.tasks.stack import Stack, Walkers
 from fedsim.tasks.task import Batch, Task
 
 if TYPE_CHECKING:
     from fedsim.data import Federation
-
-Floats = NDArray[np.float64]
 
 PADDED = 2**22
 """Numbers of features in one step of a group, padding included; a single client may have more."""
@@ -71,11 +70,24 @@ def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group:
     notes = [memory.direction for memory in memories]
     if isinstance(plan.direction, Momentum):
         notes = [plan.direction.begin(note) for note in notes]
+    stack = task.stack
+    if small.fits(stack, federation, plan):
+        small.descend(stack, course, ask, group, rows)
+    else:
+        _side_by_side(task, course, ask, group, rows, notes)
+    samples = course.samples
+    steps = (course.done + course.steps).tolist()
+    remembered = [Memory(k, memory.rate, note) for k, memory, note in zip(steps, memories, notes, strict=True)]
+    return Done(samples, 2 * samples if isinstance(plan.direction, Sam) else samples, remembered)
+
+
+def _side_by_side(task: Task, course: Course, ask: Ask, group: Group, rows: Rows, notes: list[Notes]) -> None:
+    """Directions and first losses into ``rows``; ``notes`` become those after the round."""
     beside = group == list(range(group[0], group[0] + len(group)))
     places = torch.tensor(group, device=ask.models.device)
     shared = ask.models.stride(0) == 0
     models = ask.models[: len(group)] if shared else ask.models.index_select(0, places)
-    if isinstance(plan.direction, Gradient) and task.stack is not None:
+    if isinstance(course.plan.direction, Gradient) and task.stack is not None:
         walkers = _room(task.stack, course, rows, models)
         losses, factors = descend(task.stack, models, course, ask.stream, walkers)
 
@@ -83,7 +95,7 @@ def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group:
             last = first + out.shape[0]
             walkers.write(out, first)
             if factors is not None:
-                out.mul_(_column(factors[first:last], out)[:, 0])
+                out.mul_(column(factors[first:last], out)[:, 0])
 
         if beside:
             write(rows.direction[group[0] : group[0] + len(group)], 0)
@@ -99,40 +111,6 @@ def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group:
         losses = _Walk(task, course, models.clone()).run(ask.stream, out, notes)
         rows.direction.index_copy_(0, places, out)
     rows.losses.index_copy_(0, places, losses)
-    samples = course.samples
-    taken = 2 * samples if isinstance(plan.direction, Sam) else samples
-    steps = (course.done + course.steps).tolist()
-    remembered = [Memory(k, memory.rate, note) for k, memory, note in zip(steps, memories, notes, strict=True)]
-    return Done(samples.tolist(), taken.tolist(), remembered)
-
-
-class Steps:
-    """Lengths of the steps of a group. same: eta of every step of everybody, or None; unit: eta_0, float64[c]."""
-
-    def __init__(self, course: Course) -> None:
-        self.course, self.rate, self.base = course, course.plan.rate, course.plan.step
-        self.same = self.base if isinstance(self.rate, Constant) else None
-        self.unit = self.at(0)
-
-    def at(self, h: int) -> Floats:
-        """eta_h of each client, float64[c]."""
-        if not isinstance(self.rate, Harmonic):
-            return np.full(len(self.course.clients), self.base)
-        late = np.maximum(0, self.course.done + h - self.rate.hold)
-        etas: Floats = np.minimum(self.base, 1.0 / (self.rate.mu * (1.0 + self.rate.factor * late.astype(np.float64))))
-        return etas
-
-    def shares(self, h: int, a: int, like: Tensor) -> Tensor | None:
-        """eta_h / eta_0 of the first ``a`` clients, [a, 1, 1]; None where all are 1."""
-        return None if self.same is not None else _column((self.at(h) / self.unit)[:a], like)
-
-    def lengths(self) -> Floats:
-        """Sum over the steps of eta_h / eta_0, float64[c]."""
-        if self.same is not None:
-            return self.course.steps.astype(np.float64)
-        steps = self.course.steps
-        found: Floats = np.sum([(steps > h) * self.at(h) / self.unit for h in range(int(steps[0]))], axis=0)
-        return found
 
 
 def _room(stack: Stack, course: Course, rows: Rows, like: Tensor) -> Walkers:
@@ -160,7 +138,7 @@ def descend(
             if x.shape[0] != a:
                 a = x.shape[0]
                 walkers.keep(a)
-            etas = None if steps.same is not None else _column(steps.at(h)[:a], models)
+            etas = None if steps.same is not None else column(steps.at(h)[:a], models)
             shares = None if not summed else steps.shares(h, a, models)
             scale = shares if summed else etas
             balanced = None if h else (weight if plan.order is None else weight / weight.sum(dim=1, keepdim=True))
@@ -172,7 +150,7 @@ def descend(
                 walkers.add(inputs, errors, 1.0 if shares is None else shares, h == 1)
                 if h < top:
                     following = int(np.count_nonzero(course.steps > h))
-                    unit = steps.same if steps.same is not None else _column(steps.unit[:following], models)
+                    unit = steps.same if steps.same is not None else column(steps.unit[:following], models)
                     walkers.follow(following, unit)
             elif steps.same is not None:
                 walkers.descend(inputs, errors, steps.same, 1 - steps.same * stack.l2)
@@ -217,14 +195,14 @@ class _Walk:
                     spans[:a] = self.kind.beta * spans[:a] + 1
                 shares = (steps.at(h) / steps.unit)[:a]
                 lengths[:a] += shares * (1 if velocity is None else spans[:a])
-                share = None if steps.same is not None else _column(shares, models)[:, 0]
+                share = None if steps.same is not None else column(shares, models)[:, 0]
                 if h == 0:
                     out.copy_(rows)
                 else:
                     out[:a].add_(rows if share is None else rows * share)
                 h += 1
                 if h < top:
-                    eta = steps.same if steps.same is not None else _column(steps.at(h - 1)[:a], models)[:, 0]
+                    eta = steps.same if steps.same is not None else column(steps.at(h - 1)[:a], models)[:, 0]
                     models[:a].sub_(eta * rows)
         if velocity is not None:
             notes[:] = [
@@ -234,7 +212,7 @@ class _Walk:
         if plan.local.send == "direction":
             _divide(out, lengths)
         else:
-            out.mul_(_column(steps.unit, models)[:, 0])
+            out.mul_(column(steps.unit, models)[:, 0])
         return first
 
     def _balanced(self, batch: Batch, losses: Tensor) -> Tensor:
@@ -262,11 +240,6 @@ def _velocities(notes: list[Notes], models: Tensor) -> tuple[Tensor, Floats]:
     return velocity, spans
 
 
-def _column(numbers: Floats | Ints, like: Tensor) -> Tensor:
-    """[a, 1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(numbers)).to(device=like.device, dtype=like.dtype)[:, None, None]
-
-
 def _divide(out: Tensor, lengths: Floats) -> None:
     if bool((lengths != 1).any()):
-        out.div_(_column(lengths, out)[:, 0])
+        out.div_(column(lengths, out)[:, 0])

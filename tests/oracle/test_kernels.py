@@ -25,7 +25,7 @@ from fedsim import kernels
 from fedsim.algorithms import artemis
 from fedsim.algorithms.artemis import Clients
 from fedsim.algorithms.method import Downlink, Method, ServerOptions, Uplink
-from fedsim.compression import Levels, LevelsLayout, Payload, Quantize, compress_difference, weighted_sums
+from fedsim.compression import Identity, Levels, LevelsLayout, Payload, Quantize, compress_difference, weighted_sums
 from fedsim.errors import DivergedError, WireError
 from fedsim.experiment import Experiment
 from fedsim.flat import tree_sum
@@ -208,12 +208,14 @@ def test_weighted_sums(cohort: tuple[Tensor, Tensor, Quantize, Stream, Tensor], 
 
 
 @pytest.mark.parametrize("clients", [1, 2, 3, 5, 64, 129, 1000])
-def test_weighted_sums_of_many_clients(clients: int) -> None:
-    rows = torch.randn((clients, 333), generator=torch.Generator().manual_seed(clients))
-    for quantizer in (Quantize(3), Quantize(1, bucket=10)):
-        payload = quantizer.compress(rows, Stream(1, Purpose.UPLINK), torch.arange(clients))
-        weights = torch.rand((2, clients))
-        one, other = both(lambda q=quantizer, p=payload, w=weights: weighted_sums(q, p, w))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_weighted_sums_of_many_clients(clients: int, dtype: torch.dtype) -> None:
+    """Plain rows and quantized ones; the columns of 1000 clients are several portions."""
+    rows = torch.randn((clients, 333), generator=torch.Generator().manual_seed(clients), dtype=dtype)
+    for compressor in (Quantize(3), Quantize(1, bucket=10), Identity("float64"), Identity("float32")):
+        payload = compressor.compress(rows, Stream(1, Purpose.UPLINK), torch.arange(clients))
+        weights = torch.rand((2, clients), dtype=dtype)
+        one, other = both(lambda c=compressor, p=payload, w=weights: weighted_sums(c, p, w))
         assert octets(one) == octets(other)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from fedsim.data.examples import Dataset, Examples, Federation, federate
 from fedsim.randomness import Purpose, Stream
-from fedsim.solvers import Local, Memory, Plan, course, solve
+from fedsim.solvers import Local, Memory, Plan, course, small, solve
 from fedsim.solvers.course import Course, steps_of
 from fedsim.solvers.direction import Gradient, Momentum, Sam
 from fedsim.solvers.local import _batches
@@ -35,6 +36,7 @@ TASKS: dict[str, tuple[Any, tuple[int, ...], int | None]] = {
     "no bias": (Module("tests.property.test_stacked:without_bias"), (4,), 3),
     "cnn": (CNN(width=2), (1, 4, 4), 3),
 }
+ONE_LAYER = ["least-squares", "logistic", "softmax", "no hidden layer"]
 EVERY_ORDER = ["fresh", *ORDERS, "tests.plugins_example:there_and_back"]
 RATES = [Constant(), Harmonic(mu=3.0, factor=0.5, hold=2)]
 DIRECTIONS = [Gradient(), Momentum(), Momentum(0.7, "never"), Sam(0.1)]
@@ -82,7 +84,7 @@ LOCALS = st.builds(
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [(F64, 1e-12), (torch.float32, 1e-5)], ids=["float64", "float32"])
-@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize(("kind", "looped"), [(kind, False) for kind in TASKS] + [(kind, True) for kind in ONE_LAYER])
 @given(
     local=LOCALS,
     rate=st.sampled_from(RATES),
@@ -96,6 +98,7 @@ def test_stacked_is_sequential_up_to_rounding(
     dtype: torch.dtype,
     relative: float,
     kind: str,
+    looped: bool,
     local: Local,
     rate: Any,
     direction: Any,
@@ -103,8 +106,26 @@ def test_stacked_is_sequential_up_to_rounding(
     chunk: int,
     data: st.DataObject,
 ) -> None:
-    """Relative to the largest number of a row, or of the model where models are subtracted; over two rounds."""
-    task, federation = world(kind, sizes, dtype)
+    """Relative to the largest number of a row, or of the model where models are subtracted; over two rounds.
+
+    looped: by the compiled loop for small steps, with the same numbers for every page that ``FOUND`` cuts.
+    """
+    found = data.draw(st.sampled_from([course.FOUND, 1, 40]), label="found")
+    with mock.patch.object(small, "SMALL", 2**16 if looped else 0), mock.patch.object(course, "FOUND", found):
+        compare_executors(world(kind, sizes, dtype), relative, local, rate, direction, sizes, chunk, data)
+
+
+def compare_executors(
+    given: tuple[Task, Federation],
+    relative: float,
+    local: Local,
+    rate: Any,
+    direction: Any,
+    sizes: list[int],
+    chunk: int,
+    data: st.DataObject,
+) -> None:
+    task, federation = given
     ids = torch.tensor(data.draw(st.permutations(range(len(sizes)))))
     start = models(task, len(sizes))
     if data.draw(st.booleans(), label="one model for all"):
@@ -190,6 +211,38 @@ def test_repeatable_to_the_bit_for_each_chunk(kind: str, send: Any) -> None:
     first, second = (solve(task, federation, models(task, 5), torch.arange(5), plan, round_(0)) for _ in range(2))
     assert torch.equal(first.direction, second.direction)
     assert torch.equal(first.losses, second.losses)
+
+
+@pytest.mark.parametrize("kind", ONE_LAYER)
+@given(local=LOCALS, rate=st.sampled_from(RATES), sizes=SIZES, found=st.sampled_from([course.FOUND, 1, 40]))
+@settings(max_examples=25, deadline=None)
+def test_a_row_of_the_loop_for_small_steps_has_the_same_bits_in_every_cohort(
+    kind: str, local: Local, rate: Any, sizes: list[int], found: int
+) -> None:
+    """Also whatever the chunk and the pages."""
+    task, federation = world(kind, sizes, torch.float32)
+    start, ids = models(task, len(sizes)), torch.arange(len(sizes))
+    plan = Plan(local, 0.05, 8, order_named(local.order), rate)
+    assert small.fits(task.stack, federation, plan)
+    together = solve(task, federation, start, ids, plan, round_(1))
+    with mock.patch.object(course, "FOUND", found):
+        for i in range(len(sizes)):
+            alone = solve(task, federation, start[i : i + 1], ids[i : i + 1], replace(plan, chunk=2), round_(1))
+            assert torch.equal(alone.direction[0], together.direction[i])
+            assert torch.equal(alone.losses[0], together.losses[i])
+
+
+def test_the_loop_is_for_small_steps_of_one_layer_along_gradients() -> None:
+    task, federation = world("softmax", [4, 4], torch.float32)
+    plan = Plan(Local(steps=2, batch=3, step=0.1), 0.1, 2)
+    assert small.fits(task.stack, federation, plan)
+    assert not small.fits(task.stack, federation, replace(plan, direction=Momentum()))
+    for kind in ("mlp", "cnn"):
+        other, theirs = world(kind, [4, 4], torch.float32)
+        assert not small.fits(other.stack, theirs, plan)
+    wide, many = world("softmax", [5000, 5000], torch.float32)
+    assert not small.fits(wide.stack, many, replace(plan, local=Local()))
+    assert small.fits(wide.stack, many, plan)
 
 
 def test_one_large_client_does_not_pad_the_others() -> None:
