@@ -47,8 +47,7 @@ class Walker:
         self.compute, self.pixels = compute, pixels
         self._leaves = list(module.parameters())
         if pixels:
-            for leaf in self._leaves:
-                leaf.data = by_pixel(leaf.data)
+            module.to(memory_format=torch.channels_last)
         self._values = [leaf.detach() for leaf in self._leaves]
         self._start: list[Tensor] = []
         self._sum: list[Tensor] = []
@@ -120,7 +119,8 @@ def forward(module: Callable[[Tensor], Tensor], features: Tensor, compute: torch
 
 def by_pixel(tensor: Tensor) -> Tensor:
     """The same numbers with the channels of a pixel side by side, where there are channels and pixels."""
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+    # Not contiguous(...), which leaves strides as they are where there is one channel: what follows goes by them.
+    return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def takes_pixels(module: nn.Module, shape: tuple[int, ...], device: torch.device) -> bool:
