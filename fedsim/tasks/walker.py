@@ -4,7 +4,8 @@ The module's own parameters are the leaves, each in memory of its own: they are 
 read once at the end, so that no step makes a row. dF/ds of the scores comes from the same head as in a stack, and
 autograd begins there.
 
-On a CPU a module with convolutions goes through with the channels of a pixel side by side where it can (``takes_pixels``): its pooling is ten times as fast, its convolutions somewhat, and nothing but rounding changes.
+On a CPU a module with convolutions goes through with the channels of a pixel side by side, if it can: ``takes_pixels``.
+Its pooling is ten times as fast, its convolutions somewhat, and nothing but rounding changes.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Walker:
         self.compute, self.pixels = compute, pixels
         self._leaves = list(module.parameters())
         if pixels:
-            module.to(memory_format=torch.channels_last)
+            for leaf in self._leaves:
+                leaf.data = by_pixel(leaf.data)
         self._values = [leaf.detach() for leaf in self._leaves]
         self._start: list[Tensor] = []
         self._sum: list[Tensor] = []

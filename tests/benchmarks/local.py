@@ -43,10 +43,14 @@ def rows(work: Workload, stack: ExitStack) -> dict[str, Round]:
         sizes = {cohort} | {chunk for chunk in MLP_CHUNKS if chunk < cohort and work.task.dim > 10_000}
         found |= {f"stacked by hand, {chunk}": manual(work, chunk) for chunk in sorted(sizes)}
     found["sequential"] = _solved(work, 1, None)
+    if isinstance(work.task, Classifier) and work.task.stack is None:
+        found["sequential, bfloat16"] = _solved(replace(work, task=replace(work.task, compute=torch.bfloat16)), 1, None)
     chunk = 1
     if work.task.stack is not None:
         chunk = min(chunk_of(work.task.dim, 4), cohort)
         found[f"stacked, {chunk}"] = _solved(work, chunk, None)
+        if isinstance(work.task, Classifier):
+            found["any module"] = _solved(replace(work, task=replace(work.task, stack=None)), 1, None)
     if cores() > 1:
         pool = stack.enter_context(Workers(work.task, work.federation, _plan(work, chunk), cores()))
         found[f"{cores()} workers, {chunk}"] = _solved(work, chunk, pool)
