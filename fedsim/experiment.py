@@ -70,6 +70,9 @@ class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Args:
         precision: of models, memories and gradients: "float32" or "float64".
         device: "cpu", "cuda", "cuda:1" ..., or "auto" (a GPU where there is one).
+        compute: of the products and convolutions in the gradients of networks: "float32", or "bfloat16", with 8 bits of
+            mantissa, where the processor is faster with it (matrix units; AVX512-BF16 alone is not). Losses, steps and
+            messages stay in ``precision``.
         threads: of torch; part of the experiment because sums over data depend on it in the last bit.
         executor: of the clients' local steps. "sequential", one client after another, is the reference; "stacked"
             computes clients side by side, equal up to rounding; "workers" spreads them over processes, with the same
@@ -86,6 +89,7 @@ class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     precision: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
+    compute: Literal["float32", "bfloat16"] = "float32"
     threads: Annotated[int, msgspec.Meta(ge=1)] = 1
     executor: Literal["auto", "sequential", "stacked", "workers"] = "auto"
     chunk: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -141,6 +145,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         table = self.table()
         for how in ("checkpoint_every", "evaluate_every", "workers", "rows", "wire", "baseline"):
             del table["run"][how]
+        if self.run.compute == "float32":  # as runs were named before there was a choice
+            del table["run"]["compute"]
         return hashlib.blake2b(msgspec.json.encode(table, order="deterministic"), digest_size=8).digest()
 
 

@@ -201,6 +201,7 @@ def _manifest(experiment: Experiment, choice: Choice, **facts: Any) -> bytes:
         "executor": asdict(choice),
         "threads": experiment.run.threads,
         "device": experiment.run.device,
+        "compute": experiment.run.compute,
         "python": platform.python_version(),
         "packages": packages,
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -27,7 +27,7 @@ from fedsim.solvers.metric import Metric
 from fedsim.solvers.order import order_named
 from fedsim.solvers.plan import Ask, Rows
 from fedsim.solvers.rate import Salr
-from fedsim.tasks import Task
+from fedsim.tasks import Classifier, Task
 from fedsim.tasks.layer import Layer
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -101,7 +101,7 @@ def prepare(experiment: Experiment) -> Setup:
     device, dtype = _device(experiment.run.device), DTYPES[experiment.run.precision]
     federation = split(experiment.data.load(experiment.seed), experiment.partition, experiment.seed).to(device, dtype)
     shape = tuple(federation.features.shape[1:])
-    task = experiment.task.build(shape, federation.classes, dtype, device)
+    task = _reduced(experiment, experiment.task.build(shape, federation.classes, dtype, device))
     participation, server = experiment.participation, experiment.server
     whitened = whitening.layers_of(experiment.whitening, experiment.direction, task.layers)
     choice = choose(experiment, task, federation, device)
@@ -152,6 +152,23 @@ def prepare(experiment: Experiment) -> Setup:
 def metric_of(setup: Setup, row: Tensor) -> Metric:
     """The maps of packed moments, float[k]."""
     return whitening.metric_of(setup.experiment.whitening, setup.experiment.direction, row, setup.whitened)
+
+
+def _reduced(experiment: Experiment, task: Task) -> Task:
+    """The task that computes in run.compute. Raises ConfigError where that cannot mean anything."""
+    run, kind = experiment.run, experiment.task.__struct_config__.tag
+    if run.compute == "float32":
+        return task
+    if run.precision == "float64":
+        raise ConfigError(
+            f"run.compute = {run.compute!r} and run.precision = 'float64' contradict each other; drop one of them"
+        )
+    if task.stack is not None or not isinstance(task, Classifier):
+        raise ConfigError(
+            f"run.compute = {run.compute!r} is for networks whose gradient autograd finds, but that of task.kind = "
+            f"{kind!r} is a formula here, which computes in run.precision; drop run.compute"
+        )
+    return replace(task, compute=torch.bfloat16)
 
 
 def _device(name: str) -> torch.device:

@@ -175,7 +175,7 @@ def _answer(pool: Workers, message: bytes) -> list[Done]:
     shared, numbers, stream, known, groups = pickle.loads(message)
     n, clients = len(numbers), torch.tensor(numbers)
     models = pool._models[:1].expand(n, -1) if shared else pool._models[:n]
-    ask, rows = Ask(models, clients, stream, known), Rows(pool._rows.direction[:n], pool._rows.losses[:n])
+    ask, rows = Ask(models, clients, stream, known), pool._rows.of(n)
     return [solve_group(pool.task, pool.federation, pool.plan, ask, group, rows) for group in groups]
 
 

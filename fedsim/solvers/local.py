@@ -11,7 +11,9 @@
 
 Dividing by the sum of the steps really taken keeps clients with different step sizes, or different numbers of steps,
 from weighing more than their share, so the fixed point does not move. Both are summed from the d_h themselves, with
-eta_h relative to eta_0, so with H = 1 the direction is exactly d_0, and nothing cancels when eta is small.
+eta_h relative to eta_0, so with H = 1 the direction is exactly d_0, and nothing cancels when eta is small. Networks
+along gradients are walked by ``stacked.descend``, one by one, where the difference of several steps is w_0 - w_H as it
+is.
 
 Sources: McMahan et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS 2017,
 Algorithm 1 (the difference); Wang et al., "Tackling the objective inconsistency problem", NeurIPS 2020, FedNova (the
@@ -116,7 +118,7 @@ def groups_of(federation: Federation, clients: Tensor, plan: Plan) -> list[Group
 
 def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group: Group, rows: Rows) -> Done:
     """Solve for one group of ``groups_of``: directions and losses go into ``rows``, the rest is returned."""
-    if plan.chunk > 1 and plan.step != 0:
+    if plan.step != 0 and (plan.chunk > 1 or stacked.alone(task, plan)):
         return stacked.solve_group(task, federation, plan, ask, group, rows)
     (place,) = group
     client = int(ask.clients[place])

@@ -19,7 +19,7 @@ from fedsim.solvers.memory import Memory
 from fedsim.solvers.order import FRESH, Order
 from fedsim.solvers.rate import Constant, Harmonic, RateRule, Salr, rule_of
 from fedsim.solvers.step import Direction
-from fedsim.tasks.stack import Walkers
+from fedsim.tasks.stack import Moving
 
 
 class Local(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,7 +96,7 @@ class Rows:
 
     direction: Tensor
     losses: Tensor
-    scratch: dict[bool, Walkers] = field(default_factory=dict)
+    scratch: dict[tuple[int, bool], Moving] = field(default_factory=dict)
 
     @staticmethod
     def like(models: Tensor) -> Rows:

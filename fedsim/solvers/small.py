@@ -30,9 +30,12 @@ _FILE: Ints = np.empty((0, 0, 0), np.int64)
 
 
 def fits(stack: Stack | None, federation: Federation, plan: Plan) -> TypeGuard[Stack]:
-    """Whether the loop is for these steps: small ones, along gradients, in float32 or float64 on the CPU."""
+    """Whether the loop is for these steps: small ones, along gradients, in float32 or float64 on the CPU.
+
+    Never in the reference (chunk 1), whose bits must not depend on the sizes of the other clients, as this rule does.
+    """
     features = federation.features
-    if stack is None or len(stack.layers) > 1 or not isinstance(plan.direction, Gradient):
+    if stack is None or plan.chunk == 1 or len(stack.layers) > 1 or not isinstance(plan.direction, Gradient):
         return False
     layer = stack.layers[0]
     if features.dtype not in (torch.float32, torch.float64) or not kernels.available(features):

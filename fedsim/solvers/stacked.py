@@ -1,7 +1,8 @@
 """Clients side by side: the loop of ``fedsim.solvers.local`` for a group of them, equal to it up to rounding.
 
     small     tasks with a ``Stack`` of one layer, along gradients, in small steps: see ``fedsim.solvers.small``
-    descend   tasks with a ``Stack``, along gradients: product and step are one operation, no gradient row is made
+    descend   tasks with a ``Stack``, along gradients: product and step are one operation, no gradient row is made; and
+              one client of any module (``fedsim.tasks.walker``), which is the reference of modules
     walk      momentum, sam, and tasks whose gradients come as rows
 
 With send = "difference" and several steps ``descend`` sends w_0 - w_H as it is, as FedAvg does, so it is exact to the
@@ -25,7 +26,8 @@ from fedsim.solvers.direction import Gradient, Momentum, Sam
 from fedsim.solvers.lengths import Floats, Steps, column
 from fedsim.solvers.memory import Memory, Notes
 from fedsim.solvers.plan import Ask, Done, Group, Plan, Rows
-from fedsim.tasks.stack import Stack, Walkers
+from fedsim.solvers.rate import Constant, Harmonic
+from fedsim.tasks.stack import Moving, Walkers, penalties
 from fedsim.tasks.task import Batch, Task
 
 if TYPE_CHECKING:
@@ -87,9 +89,9 @@ def _side_by_side(task: Task, course: Course, ask: Ask, group: Group, rows: Rows
     places = torch.tensor(group, device=ask.models.device)
     shared = ask.models.stride(0) == 0
     models = ask.models[: len(group)] if shared else ask.models.index_select(0, places)
-    if isinstance(course.plan.direction, Gradient) and task.stack is not None:
-        walkers = _room(task.stack, course, rows, models)
-        losses, factors = descend(task.stack, models, course, ask.stream, walkers)
+    walkers = _room(task, course, rows, models) if isinstance(course.plan.direction, Gradient) else None
+    if walkers is not None:
+        losses, factors = descend(models, course, ask.stream, walkers)
 
         def write(out: Tensor, first: int) -> None:
             last = first + out.shape[0]
@@ -113,26 +115,38 @@ def _side_by_side(task: Task, course: Course, ask: Ask, group: Group, rows: Rows
     rows.losses.index_copy_(0, places, losses)
 
 
-def _room(stack: Stack, course: Course, rows: Rows, like: Tensor) -> Walkers:
-    """Room for a group's models, used again by the next group."""
+def alone(task: Task, plan: Plan) -> bool:
+    """Whether the reference of one client is ``descend`` too."""
+    return (
+        task.walker is not None and isinstance(plan.direction, Gradient) and isinstance(plan.rate, Constant | Harmonic)
+    )
+
+
+def _room(task: Task, course: Course, rows: Rows, like: Tensor) -> Moving | None:
+    """Room for a group's models, used again by the next group; None where gradients come as rows."""
     # With one step the models need not move, and the sum is the gradient itself.
     summed = course.plan.local.send == "direction" or int(course.steps[0]) == 1
-    found = rows.scratch.get(summed)
+    key = (course.plan.chunk, summed)
+    found = rows.scratch.get(key)
     if found is None or found.room < len(course.clients):
-        found = rows.scratch[summed] = Walkers.of(stack, len(course.clients), summed, like)
+        if course.plan.chunk == 1 and task.walker is not None:
+            found = task.walker(summed)
+        elif task.stack is not None:
+            found = Walkers.of(task.stack, len(course.clients), summed, like)
+        else:
+            return None
+        rows.scratch[key] = found
     return found
 
 
-def descend(
-    stack: Stack, models: Tensor, course: Course, stream: Stream, walkers: Walkers
-) -> tuple[Tensor, Floats | None]:
+def descend(models: Tensor, course: Course, stream: Stream, walkers: Moving) -> tuple[Tensor, Floats | None]:
     """(first losses float[c], what rows of ``walkers`` are multiplied by, if at all). models: float[c, d]."""
     steps, plan, count, top = Steps(course), course.plan, models.shape[0], int(course.steps[0])
-    summed = walkers.total is not None
+    summed, head, l2 = walkers.summed, walkers.head, walkers.l2
     walkers.load(models)
     first, h, a = models.new_zeros(count), 0, count
     for page in course.pages(stream, models.dtype):
-        answers, features = stack.head.answers(page.targets, models.dtype), page.features.flatten(1)
+        answers, features = head.answers(page.targets, models.dtype), walkers.prepared(page.features)
         parts = [page.split(part) for part in (features, answers, page.weights[:, None])]
         for x, y, weight in zip(*parts, strict=True):
             if x.shape[0] != a:
@@ -142,21 +156,21 @@ def descend(
             shares = None if not summed else steps.shares(h, a, models)
             scale = shares if summed else etas
             balanced = None if h else (weight if plan.order is None else weight / weight.sum(dim=1, keepdim=True))
-            inputs, errors, losses = walkers.errors(x, y, weight if scale is None else weight * scale, balanced)
+            found, losses = walkers.errors(x, y, weight if scale is None else weight * scale, balanced)
             if losses is not None:
-                first = losses + stack.penalty(models)
+                first = losses + penalties(models, l2)
             h += 1
             if summed:
-                walkers.add(inputs, errors, 1.0 if shares is None else shares, h == 1)
+                walkers.add(found, 1.0 if shares is None else shares, h == 1)
                 if h < top:
                     following = int(np.count_nonzero(course.steps > h))
                     unit = steps.same if steps.same is not None else column(steps.unit[:following], models)
                     walkers.follow(following, unit)
             elif steps.same is not None:
-                walkers.descend(inputs, errors, steps.same, 1 - steps.same * stack.l2)
+                walkers.descend(found, steps.same, 1 - steps.same * l2)
             else:
                 assert etas is not None
-                walkers.descend(inputs, errors, 1.0, 1 - etas * stack.l2 if stack.l2 else 1.0)
+                walkers.descend(found, 1.0, 1 - etas * l2 if l2 else 1.0)
     if not summed:
         return first, None
     factors = 1 / steps.lengths() if plan.local.send == "direction" else steps.unit

@@ -24,8 +24,9 @@ from fedsim.models import check_module, cnn, mlp
 from fedsim.randomness import Purpose, Stream
 from fedsim.tasks.layer import Layer, layer_inputs, module_layers, second_moment
 from fedsim.tasks.linear import L2
-from fedsim.tasks.stack import Stack, stack_of
+from fedsim.tasks.stack import Classes, Stack, stack_of
 from fedsim.tasks.task import Batch, Norm, penalised, penalty, portions
+from fedsim.tasks.walker import Walker, forward, takes_pixels
 
 if TYPE_CHECKING:
     from fedsim.data.examples import Examples
@@ -44,6 +45,7 @@ class Classifier:
     """Made by ``classifier``.
 
     make: a fresh module on the CPU. skeleton: one whose parameters hold no numbers. stack: of a module that is one.
+    pixels: see ``takes_pixels``. compute: of the forward pass for gradients, None: dtype.
     """
 
     make: Make = field(repr=False)
@@ -53,6 +55,18 @@ class Classifier:
     dtype: torch.dtype
     device: torch.device
     stack: Stack | None = None
+    classes: int = 0
+    pixels: bool = False
+    compute: torch.dtype | None = None
+
+    @property
+    def walker(self) -> Callable[[bool], Walker]:
+        """Makes a fresh module, whose parameters are overwritten."""
+        return self._walker
+
+    def _walker(self, summed: bool) -> Walker:
+        module = seeded(self.make, seed=0).to(device=self.device, dtype=self.dtype).eval()
+        return Walker(module, self.layout, Classes(self.classes), self.l2, self.compute, self.pixels, summed)
 
     @property
     def dim(self) -> int:
@@ -98,17 +112,18 @@ class Classifier:
 
     def gradients(self, models: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """float[n, d] -> (gradient rows float[n, d], losses float[n])."""
-        rows, losses = [], []
-        for model, features, targets, weights in zip(models, batch.features, batch.targets, batch.weights, strict=True):
+        found, losses = torch.empty(models.shape, dtype=models.dtype, device=models.device), []
+        parts = zip(models, batch.features, batch.targets, batch.weights, found, strict=True)
+        for model, features, targets, weights, row in parts:
             # Leaves, so that autograd writes each parameter's gradient once and not into a zero row for every view.
             leaves = {name: view.detach().requires_grad_() for name, view in self.layout.views(model).items()}
             with torch.enable_grad():
-                scores = functional_call(self.skeleton, leaves, (features,))
+                scores = forward(partial(functional_call, self.skeleton, leaves), features, self.compute)
                 loss = (weights * cross_entropy(scores, targets, reduction="none")).sum()
-                parts = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-            rows.append(self.layout.flatten(dict(zip(leaves, parts, strict=True))))
+                slopes = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+            torch._foreach_copy_(list(self.layout.views(row).values()), slopes)
             losses.append(loss.detach())
-        return penalised(models, torch.stack(rows), torch.stack(losses), self.l2)
+        return penalised(models, found, torch.stack(losses), self.l2)
 
     def loss(self, model: Tensor, examples: Examples) -> float:
         """F of one model, float[d], over all examples."""
@@ -157,7 +172,8 @@ def classifier(
     check_module(module, shape, classes)
     layout = ModuleRow.of(module)
     stack = stack_of(module, module_layers(module, layout), classes, l2)
-    return Classifier(make, _skeleton(module, dtype, device), layout, l2, dtype, device, stack)
+    pixels = takes_pixels(module, shape, device)
+    return Classifier(make, _skeleton(module, dtype, device), layout, l2, dtype, device, stack, classes, pixels)
 
 
 def seeded(make: Make, seed: int) -> nn.Module:

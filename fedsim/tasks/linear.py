@@ -106,6 +106,10 @@ class Linear:
         return (Layer("scores", 1, self.dim, 0),)
 
     @property
+    def walker(self) -> None:
+        """None: its gradients are rows."""
+
+    @property
     def stack(self) -> Stack:
         """The one layer and its loss."""
         return Stack(self.layers, Number(self.loss_of_score(), self.signed), self.l2)
@@ -187,6 +191,10 @@ class SoftmaxRegression:
     def layers(self) -> tuple[Layer, ...]:
         """The one layer, with its bias."""
         return (Layer("scores", self.classes, self.inputs, 0, self.inputs * self.classes),)
+
+    @property
+    def walker(self) -> None:
+        """None: its gradients are rows."""
 
     @property
     def stack(self) -> Stack:

@@ -132,7 +132,12 @@ class Stack:
 
     def penalty(self, rows: Tensor) -> Tensor | float:
         """l2/2 ||w||^2 of each row, [a]; 0.0 without."""
-        return self.l2 / 2 * (rows * rows).sum(dim=1) if self.l2 else 0.0
+        return penalties(rows, self.l2)
+
+
+def penalties(rows: Tensor, l2: float) -> Tensor | float:
+    """l2/2 ||w||^2 of each row, [a]; 0.0 without."""
+    return l2 / 2 * (rows * rows).sum(dim=1) if l2 else 0.0
 
 
 @dataclass(slots=True)
@@ -165,6 +170,57 @@ class Blocks:
         return [*self.weights, *(b for b in self.biases if b is not None)]
 
 
+Found = tuple[list[Tensor], list[Tensor]]
+"""(inputs, errors) of each layer."""
+
+
+class Moving(Protocol):
+    """Models on their way from ``load`` to ``write``: those of a ``Stack`` together, or one of any module."""
+
+    summed: bool
+    head: Head
+    l2: float
+
+    @property
+    def room(self) -> int:
+        """Models that there is room for."""
+        ...
+
+    def prepared(self, features: Tensor) -> Tensor:
+        """[R, *shape] as ``errors`` takes them, [a, B, ...] then."""
+        ...
+
+    def load(self, rows: Tensor) -> None:
+        """Begin at rows, float[c, d], which must stay as they are until ``write``."""
+        ...
+
+    def keep(self, count: int) -> None:
+        """Only the first ``count`` go on."""
+        ...
+
+    def errors(
+        self, features: Tensor, answers: Tensor, weights: Tensor, balanced: Tensor | None
+    ) -> tuple[Any, Tensor | None]:
+        """(what ``descend`` and ``add`` take, losses where ``balanced`` weights are given, without penalty)."""
+        ...
+
+    def descend(self, found: Any, eta: float, decay: float | Tensor) -> None:
+        """w <- decay w - eta g. decay: 1 - eta l2; a tensor [a, 1, 1] if they differ."""
+        ...
+
+    def add(self, found: Any, shares: float | Tensor, first: bool) -> None:
+        """total <- total + g + shares l2 w."""
+        ...
+
+    def follow(self, count: int, unit: float | Tensor) -> None:
+        """w <- w_0 - unit total for the first ``count``. unit: [count, 1, 1] where they differ."""
+        ...
+
+    def write(self, rows: Tensor, first: int) -> None:
+        """The sum, or w_0 - w_H where there is none, of model ``first`` and those after it, into rows, float[k, d]."""
+        ...
+
+
 @dataclass(slots=True)
 class Walkers:
     """c models on their way, from ``load`` to ``write``. ``clients`` says how many are still going.
@@ -176,6 +232,9 @@ class Walkers:
     stack: Stack
     models: Blocks
     total: Blocks | None
+    summed: bool
+    head: Head
+    l2: float
     _start: Blocks = field(init=False)
     _moved: bool = field(init=False)
     _now: Blocks = field(init=False)
@@ -185,12 +244,16 @@ class Walkers:
     def of(stack: Stack, count: int, summed: bool, like: Tensor) -> Walkers:
         """For up to ``count`` models at once. summed: whether gradients are summed."""
         total = Blocks.empty(stack, count, like) if summed else None
-        return Walkers(stack, Blocks.empty(stack, count, like), total)
+        return Walkers(stack, Blocks.empty(stack, count, like), total, summed, stack.head, stack.l2)
 
     @property
     def room(self) -> int:
         """Models that there is room for."""
         return self.models.weights[0].shape[0]
+
+    def prepared(self, features: Tensor) -> Tensor:
+        """[R, M]."""
+        return features.flatten(1)
 
     def load(self, rows: Tensor) -> None:
         """Begin at rows, float[c, d], which must stay as they are until ``write``."""
@@ -205,16 +268,16 @@ class Walkers:
 
     def errors(
         self, features: Tensor, answers: Tensor, weights: Tensor, balanced: Tensor | None
-    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-        """(inputs, errors of each layer, losses where ``balanced`` weights are given, without penalty)."""
+    ) -> tuple[Found, Tensor | None]:
+        """((inputs, errors) of each layer, losses where ``balanced`` weights are given, without penalty)."""
         now = self._now
         inputs, scores = _forward(zip(now.weights, now.biases, strict=True), features)
         if balanced is None:
-            return inputs, _backward(now.weights, inputs, self.stack.head.errors(scores, answers, weights)), None
-        last, losses = self.stack.head.both(scores, answers, weights, balanced)
-        return inputs, _backward(now.weights, inputs, last), losses
+            return (inputs, _backward(now.weights, inputs, self.head.errors(scores, answers, weights))), None
+        last, losses = self.head.both(scores, answers, weights, balanced)
+        return (inputs, _backward(now.weights, inputs, last)), losses
 
-    def descend(self, inputs: list[Tensor], errors: list[Tensor], eta: float, decay: float | Tensor) -> None:
+    def descend(self, found: Found, eta: float, decay: float | Tensor) -> None:
         """w <- decay w - eta g, gradient and step in one product. decay: 1 - eta l2; a tensor [a, 1, 1] if they differ.
 
         Where each client has its own eta, it is in the weights, and ``eta`` is 1.
@@ -223,7 +286,7 @@ class Walkers:
         self.keep(before.weights[0].shape[0])
         after, each = self._now, isinstance(decay, Tensor)
         beta = 1.0 if isinstance(decay, Tensor) else decay
-        for i, (x, delta) in enumerate(zip(inputs, errors, strict=True)):
+        for i, (x, delta) in enumerate(zip(*found, strict=True)):
             w = before.weights[i] * decay if each else before.weights[i]
             torch.baddbmm(w, delta.transpose(1, 2), x, beta=beta, alpha=-eta, out=after.weights[i])
             bias, moved = before.biases[i], after.biases[i]
@@ -231,21 +294,21 @@ class Walkers:
                 bias = bias * decay if each or beta != 1 else bias
                 torch.sub(bias, delta.sum(dim=1, keepdim=True), alpha=eta, out=moved)
 
-    def add(self, inputs: list[Tensor], errors: list[Tensor], shares: float | Tensor, first: bool) -> None:
+    def add(self, found: Found, shares: float | Tensor, first: bool) -> None:
         """total <- total + g + shares l2 w. The shares of g are in the weights: [a, 1, 1] where they differ."""
         assert self._sum is not None
-        parts = zip(self._sum.weights, self._sum.biases, inputs, errors, strict=True)
+        parts = zip(self._sum.weights, self._sum.biases, *found, strict=True)
         for w, b, x, delta in parts:
             if first:
                 torch.bmm(delta.transpose(1, 2), x, out=w)
             else:
                 w.baddbmm_(delta.transpose(1, 2), x)
             if b is not None:
-                found = delta.sum(dim=1, keepdim=True)
-                b.copy_(found) if first else b.add_(found)
-        if self.stack.l2:
+                slope = delta.sum(dim=1, keepdim=True)
+                b.copy_(slope) if first else b.add_(slope)
+        if self.l2:
             for total, model in zip(self._sum.all(), self._now.all(), strict=True):
-                total.add_(model * shares, alpha=self.stack.l2)
+                total.add_(model * shares, alpha=self.l2)
 
     def follow(self, count: int, unit: float | Tensor) -> None:
         """w <- w_0 - unit total for the first ``count``. unit: [count, 1, 1] where they differ."""

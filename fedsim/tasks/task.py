@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsim.tasks.layer import Layer
-from fedsim.tasks.stack import Stack
+from fedsim.tasks.stack import Moving, Stack
 
 if TYPE_CHECKING:
     from fedsim.data.examples import Examples
@@ -48,6 +48,14 @@ class Task(Protocol):
     @property
     def stack(self) -> Stack | None:
         """Its gradient written by hand, for many clients side by side; None where there is none."""
+        ...
+
+    @property
+    def walker(self) -> Callable[[bool], Moving] | None:
+        """Makes room for one model along gradients that autograd finds (True: they are summed); None: rows are as good.
+
+        Then one client's steps go through it.
+        """
         ...
 
     def moments(self, model: Tensor, batch: Batch, layers: Sequence[Layer]) -> tuple[Tensor, ...]:

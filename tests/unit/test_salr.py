@@ -50,6 +50,7 @@ class Times:
 
     task: Any
     factor: float
+    walker: None = None
 
     @property
     def dim(self) -> int:

@@ -132,7 +132,7 @@ def passes_seen(setup: Setup, rounds: int) -> list[list[float]]:
         batches: list[float] = []
 
         class Watched:
-            dim = task.dim
+            dim, walker = task.dim, None
 
             def gradients(self, models: Tensor, batch: Any, batches: list[float] = batches) -> Any:
                 batches.extend(batch.features[0, :, 1].tolist())
