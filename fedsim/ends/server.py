@@ -114,9 +114,12 @@ class ServerEnd:
             server = artemis.remember(server, present, accepted.memories)
         step, noise = setup.step_of(t), setup.stream(Purpose.DOWNLINK, t)
         uploads = None if accepted is None else accepted.uploads
-        server, update = artemis.absorb(setup.method, server, uploads, present, step, noise)
-        if not bool(torch.isfinite(server.model).all()):
-            raise DivergedError(f"round {t}: the model is not finite with server.step = {step:.4g}; use a smaller step")
+        try:
+            server, update = artemis.absorb(setup.method, server, uploads, present, step, noise)
+            if not bool(torch.isfinite(server.model).all()):
+                raise DivergedError(f"the model is not finite with server.step = {step:.4g}; use a smaller step")
+        except DivergedError as error:
+            raise DivergedError(f"round {t}: {error}") from None
         if accepted is not None:
             self._commit(accepted)
         self.state.server = server
