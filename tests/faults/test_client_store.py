@@ -223,3 +223,31 @@ def test_a_client_that_is_not_called_again_is_healed_in_its_next_round(fast: Pat
         client.hear(call)
     assert not client.parted
     assert server.absorb([(VICTIM, client.answer())], setup.cohort(2)).clients.tolist() == [VICTIM]
+
+
+def test_a_refresh_brings_no_second_model(fast: Path) -> None:
+    """After a call that was a whole model, a refresh is one memory: 4 d + 80 bytes with its question, asked twice."""
+    setup = made("artemis")
+    server, client = ServerEnd(setup), ClientEnd(setup, VICTIM)
+    client.hear(server.call(VICTIM)[0])
+    server.absorb([(VICTIM, client.answer())], setup.cohort(0))
+    expected, row = client.sender.pending, server.state.store.memory
+    for t in range(1, 60):  # absent until its updates are longer than the model
+        server.absorb([], setup.cohort(t))
+    client = ClientEnd(setup, VICTIM)
+    (model,) = server.call(VICTIM)
+    client.hear(model)
+    question = client.answer()
+    assert server.wants(VICTIM, question)
+    assert server.wants(VICTIM, question)
+    (memory,) = server.call(VICTIM)
+    assert len(model) == len(memory) == 40 + 4 * setup.task.dim
+    client.hear(memory)
+    upload = client.answer()
+    client.hear(memory)  # a repetition changes nothing
+    assert client.answer() == upload
+    assert expected is not None
+    assert row is not None
+    assert torch.equal(row.take(torch.tensor([VICTIM])), expected[1].rows.memory)
+    assert server.absorb([(VICTIM, upload)], setup.cohort(60)).clients.tolist() == [VICTIM]
+    assert server.ledger.totals[Direction.UP, Entry.REFRESH].frames == 1
