@@ -34,7 +34,8 @@ class Direction(Enum):
 class Entry(Enum):
     """What a frame carries.
 
-    The whole MODEL, some UPDATES, an UPLOAD, a whole MEMORY, the MOMENTS of whitening, or one client's SHARPNESS.
+    The whole MODEL, some UPDATES, an UPLOAD, a whole MEMORY, the MOMENTS of whitening, one client's SHARPNESS, or
+    nothing: a client that lost its state asks for a REFRESH.
     """
 
     MODEL = "model"
@@ -43,6 +44,7 @@ class Entry(Enum):
     MEMORY = "memory"
     MOMENTS = "moments"
     SHARPNESS = "sharpness"
+    REFRESH = "refresh"
 
 
 @dataclass(frozen=True, slots=True)

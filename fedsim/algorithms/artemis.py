@@ -90,9 +90,9 @@ def begin(method: Method, model: Tensor, clients: int) -> Server:
 
 
 def remember(server: Server, cohort: Cohort, memories: Tensor) -> Server:
-    """Start from given memories (the first gradients of all clients, float[N, d]) instead of zero."""
+    """Start from given memories (the cohort's first gradients, float[n, d]) instead of zero."""
     if server.memories is not None:
-        return replace(server, memories=memories.clone())
+        return replace(server, memories=server.memories.index_copy(0, cohort.clients, memories))
     return replace(server, memory=tree_sum(cohort.weights[:, None] * memories, dim=0))
 
 

@@ -167,9 +167,12 @@ def to_tensors(state: State) -> dict[str, Tensor]:
     return tensors | _memory_tensors(state.store.solvers)
 
 
-def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor]) -> State:
-    """The state of a checkpoint. Raises ValueError when it does not fit the experiment."""
-    blank = initial_state(setup)
+def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor], blank: State | None = None) -> State:
+    """The state of a checkpoint. blank: one with the same rows; None: those of a simulation.
+
+    Raises ValueError when it does not fit the experiment.
+    """
+    blank = blank or initial_state(setup)
     store, device = blank.store, blank.server.model.device
 
     def fitting(name: str, shape: tuple[int, ...] | None) -> Tensor | None:

@@ -52,6 +52,7 @@ class Kind(IntEnum):
     MEMORY = 4
     MOMENTS = 5
     SHARPNESS = 6
+    REFRESH = 7
 
 
 @dataclass(frozen=True, slots=True)

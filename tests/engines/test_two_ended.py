@@ -1,17 +1,18 @@
-"""A federation of separate objects that exchange nothing but bytes gives the simulator's model and its ledger, exactly.
+"""The two ends of a deployment, which exchange nothing but bytes, give the simulator's model and its ledger, exactly.
 
 Each client holds its own samples (copies, so that they lie elsewhere in memory), its own model, its own memory row and
-its own end of the link; the server holds none of these. Both call the core with rows of one client. Proved bitwise: the
-final model, every client's replayed model, and the bytes by direction and kind, with catch-ups by updates and by model.
+its own end of the link. Proved bitwise: the final model, every client's replayed model, every client's memory row at
+the server, and the lines of the ledger, with catch-ups by updates and by model.
 
-When uploads are lost, clients roll back by the end that heads the next downlink frame; then the server's h is still the
-weighted mean of the clients' h_i, and training still converges.
+When uploads are lost, clients roll back by the end that heads the next downlink frame; then the run is bitwise the
+simulator's run in which those clients were absent, local solvers included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,159 +20,46 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.algorithms import artemis
-from fedsim.algorithms.artemis import Clients, Cohort, Server
-from fedsim.compression import Identity, Payload, Values, ValuesLayout
-from fedsim.data import Federation
+from fedsim.algorithms.artemis import Cohort
+from fedsim.ends import ClientEnd, ServerEnd
+from fedsim.errors import ConfigError, WireError
 from fedsim.experiment import Experiment
-from fedsim.ledger import Direction, Entry
-from fedsim.randomness import Purpose
+from fedsim.ledger import Direction, Entry, Ledger
+from fedsim.simulation.engine import play
 from fedsim.simulation.setup import Setup, prepare
-from fedsim.solvers import solve
-from fedsim.wire import Frame, Kind, coding, decode_frame, encode_frame, pack_messages, unpack_messages
-from fedsim.wire.link import End, Reception, Sender, receive
-
-UNLIMITED = 2**31
-
-
-def own_samples(federation: Federation, client: int) -> Federation:
-    """A federation in which all other clients have nothing, and this one copies of its samples."""
-    shard = federation.shard(client)
-    offsets = torch.zeros(federation.clients + 1, dtype=torch.int64)
-    offsets[client + 1 :] = len(shard)
-    return Federation(shard.features.clone(), shard.targets.clone(), offsets, None, shard.classes, "own")
-
-
-class Client:
-    def __init__(self, setup: Setup, number: int) -> None:
-        self.number = number
-        self.setup = replace(setup, federation=own_samples(setup.federation, number))
-        d, model = setup.task.dim, torch.empty(0)
-        zeros = torch.zeros(1, d, dtype=setup.weights.dtype)
-        uplink = setup.experiment.uplink
-        rows = Clients(zeros if uplink.memory else None, zeros if uplink.feedback else None)
-        self.sender = Sender(End(), rows)
-        self.model, self.seen = model, -1
-
-    def hear(self, data: bytes) -> None:
-        """A downlink frame: the whole model, or the updates since the last one; it is headed by the server's end."""
-        frame = decode_frame(data, UNLIMITED)
-        assert (frame.run, frame.client) == (self.setup.run, self.number)
-        self.sender = self.sender.settle(End(frame.epoch, frame.digest))
-        if frame.kind is Kind.MODEL:
-            whole = coding.decode([frame.body], ValuesLayout(self.setup.task.dim, self.setup.weights.dtype))
-            assert isinstance(whole, Values)
-            self.model = whole.values[0]
-        else:
-            compressor = self.setup.method.downlink.compressor
-            layout = compressor.layout(self.setup.task.dim)
-            messages = unpack_messages(frame.body, coding.longest(layout), frame.round - self.seen)
-            assert len(messages) == frame.round - self.seen
-            for k, message in enumerate(messages, start=self.seen):
-                update = compressor.decompress(coding.decode([message], layout), self.model.dtype)[0]
-                self.model = artemis.apply(self.model, update, self.setup.step_of(k))
-        self.seen = frame.round
-
-    def answer(self) -> list[bytes]:
-        """The frames of a round: an upload, in the first round perhaps after the memory that it starts from."""
-        setup, t, ids = self.setup, self.seen, torch.tensor([self.number])
-        noise = setup.stream(Purpose.BATCH, t)
-        direction = solve(setup.task, setup.federation, self.model[None], ids, setup.plan, noise).direction
-        frames = []
-        if t == 0 and setup.experiment.uplink.initial == "gradient":
-            exact = Identity("float64" if direction.dtype == torch.float64 else "float32")
-            payload = exact.compress(direction, setup.stream(Purpose.UPLINK, t), ids)
-            frames.append(self.send(Kind.MEMORY, payload, Clients(memory=direction)))
-            assert self.sender.pending is not None
-            self.sender = self.sender.settle(self.sender.pending[0])  # the upload leaves together with it
-        step = setup.step_of(t)
-        payload, rows = artemis.upload(
-            setup.method, self.sender.state, direction, ids, step, setup.stream(Purpose.UPLINK, t)
-        )
-        return [*frames, self.send(Kind.UPLOAD, payload, rows)]
-
-    def send(self, kind: Kind, payload: Payload, rows: Clients) -> bytes:
-        (message,) = coding.encode(payload)
-        base = self.sender.end
-        self.sender = self.sender.send(message, rows)
-        return encode_frame(Frame(kind, self.setup.run, self.seen, self.number, base.epoch, base.digest, message))
-
-
-@dataclass
-class Central:
-    """The server's end of every link. costs: (frames, payload bits, frame bytes) by direction and kind."""
-
-    setup: Setup
-    server: Server
-    ends: dict[int, End] = field(default_factory=dict)
-    seen: dict[int, int] = field(default_factory=dict)
-    updates: list[bytes] = field(default_factory=list)
-    costs: dict[tuple[Direction, Entry], tuple[int, int, int]] = field(default_factory=dict)
-
-    def count(self, way: Direction, kind: Entry, payload: int, frame: bytes) -> None:
-        frames, bits, octets = self.costs.get((way, kind), (0, 0, 0))
-        self.costs[way, kind] = (frames + 1, bits + 8 * payload, octets + len(frame))
-
-    def call(self, client: int) -> bytes:
-        """The frame that brings a client up to date, the shorter of two; the updates when they are equally long."""
-        model, t, end = self.server.model, self.server.round, self.ends.setdefault(client, End())
-        (whole,) = coding.encode(Values(ValuesLayout(len(model), model.dtype), model[None]))
-        missed = self.updates[self.seen[client] :] if client in self.seen else None
-        kind, body, payload = Kind.MODEL, whole, len(whole)
-        if missed is not None and len(pack_messages(missed)) <= len(whole):
-            kind, body, payload = Kind.UPDATES, pack_messages(missed), sum(map(len, missed))
-        self.seen[client] = t
-        frame = encode_frame(Frame(kind, self.setup.run, t, client, end.epoch, end.digest, body))
-        self.count(Direction.DOWN, Entry[kind.name], payload, frame)
-        return frame
-
-    def read(self, data: bytes) -> Frame:
-        frame = decode_frame(data, UNLIMITED)
-        end = self.ends[frame.client]
-        assert frame.round == self.server.round
-        assert receive(end, End(frame.epoch, frame.digest)) is Reception.ACCEPT
-        self.ends[frame.client] = end.after(frame.body)
-        self.count(Direction.UP, Entry[frame.kind.name], len(frame.body), data)
-        return frame
-
-    def absorb(self, arrived: list[bytes], cohort: Cohort) -> None:
-        frames = [self.read(data) for data in arrived]
-        memories = [frame.body for frame in frames if frame.kind is Kind.MEMORY]
-        uploads = [frame.body for frame in frames if frame.kind is Kind.UPLOAD]
-        method, d, t = self.setup.method, self.setup.task.dim, self.server.round
-        if memories:
-            rows = coding.decode(memories, ValuesLayout(d, self.server.model.dtype))
-            assert isinstance(rows, Values)
-            self.server = artemis.remember(self.server, cohort, rows.values)
-        received = coding.decode(uploads, method.uplink.compressor.layout(d)) if uploads else None
-        noise = self.setup.stream(Purpose.DOWNLINK, t)
-        self.server, update = artemis.absorb(method, self.server, received, cohort, self.setup.step_of(t), noise)
-        self.updates.extend(coding.encode(update))
-
+from fedsim.simulation.state import initial_state
 
 Loses = Callable[[int, int], bool]
 
 
-def federate(experiment: Experiment, loses: Loses = lambda round, client: False, arriving: float = 1.0) -> Any:
-    """Play it all. loses: whether the upload of a round and client is lost; arriving: the chance that it is not."""
+def nothing(round: int, client: int) -> bool:
+    return False
+
+
+def federate(
+    experiment: Experiment, loses: Loses = nothing, arriving: float = 1.0, deaf: Loses = nothing
+) -> tuple[ServerEnd, list[ClientEnd]]:
+    """Play it all. loses, deaf: whether a client's upload, or call, of a round is lost; arriving: 1 - their chance."""
     setup = prepare(experiment)
-    central = Central(setup, artemis.begin(setup.method, setup.task.initial(experiment.seed), setup.clients))
-    clients = [Client(setup, i) for i in range(setup.clients)]
+    server = ServerEnd(setup, ledger=Ledger())
+    clients = [ClientEnd(setup, i) for i in range(setup.clients)]
     for t in range(experiment.rounds):
-        cohort, arrived, kept = setup.cohort(t), [], []
-        for i in cohort.clients.tolist():
-            clients[i].hear(central.call(i))
-            assert clients[i].model.numpy().tobytes() == central.server.model.numpy().tobytes()
+        cohort, replies = setup.cohort(t), []
+        for i in reversed(cohort.clients.tolist()):
+            (call,) = server.call(i)
+            if deaf(t, i):
+                continue
+            clients[i].hear(call)
+            assert clients[i].model.numpy().tobytes() == server.model.numpy().tobytes()
             frames = clients[i].answer()
             if not loses(t, i):
-                arrived += frames
-                kept.append(i)
-        ids = torch.tensor(kept, dtype=torch.int64)
-        central.absorb(arrived, Cohort(ids, setup.weights[ids], cohort.probability * arriving))
+                replies.append((i, frames))
+        verdict = server.absorb(replies, Cohort(cohort.clients, cohort.weights, cohort.probability * arriving))
+        assert verdict.clients.tolist() == [i for i, _ in reversed(replies)]
+        assert verdict.rejections == ()
     for client in clients:
-        if client.number in central.ends:
-            client.sender = client.sender.settle(central.ends[client.number])
-    return central, clients
+        client.sender = client.sender.settle(server.state.store.end(client.number))
+    return server, clients
 
 
 DIGITS = {"data": {"source": "digits"}, "partition": {"clients": 12, "alpha": 0.5}}
@@ -212,32 +100,44 @@ FEDERATIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", FEDERATIONS)
 @pytest.mark.parametrize("wire", ["counted", "real"])
-def test_the_same_model_and_the_same_bytes(name: str, wire: str) -> None:
+def test_the_same_model_and_the_same_bytes(name: str, wire: str, tmp_path: Path) -> None:
     """Bit for bit in the sequential executor, as clients that are by themselves compute."""
     tables = FEDERATIONS[name]
     run = {"executor": "sequential", **tables.get("run", {}), "wire": wire}
     experiment = Experiment.of(**{"rounds": 10, "seed": 5, **tables, "run": run})
-    simulated = fedsim.run(experiment)
-    central, _ = federate(experiment)
-    assert central.server.model.numpy().tobytes() == simulated.model.numpy().tobytes()
+    simulated = fedsim.run(experiment, tmp_path / "run")
+    server, clients = federate(experiment)
+    assert server.model.numpy().tobytes() == simulated.model.numpy().tobytes()
     if simulated.average is not None:
-        assert central.server.average.numpy().tobytes() == simulated.average.numpy().tobytes()
-    assert central.costs == {
-        key: (cost.frames, cost.payload_bits, cost.frame_bytes) for key, cost in simulated.ledger.totals.items()
-    }
+        assert server.state.server.average is not None
+        assert server.state.server.average.numpy().tobytes() == simulated.average.numpy().tobytes()
+    assert server.ledger.totals == simulated.ledger.totals
+    _, lines = (tmp_path / "run" / "ledger.csv").read_text().split("\n", 1)
+    assert server.ledger.drain() == lines
+    check_memories(server, clients)
+
+
+def check_memories(server: ServerEnd, clients: list[ClientEnd]) -> None:
+    """The rows that the server would send in a refresh are those that the clients hold."""
+    if server.setup.experiment.uplink.memory:
+        for client in clients:
+            theirs, ours = client.sender.state.rows.memory, server._held(torch.tensor([client.number]))
+            assert theirs is not None
+            assert ours is not None
+            assert theirs.numpy().tobytes() == ours.numpy().tobytes()
 
 
 def test_the_federations_catch_up_in_every_way() -> None:
     """A client that comes back gets the model, or several updates; the length before an update has one byte or two."""
     rare, clients = federate(Experiment.of(**{"seed": 5, **FEDERATIONS["artemis, rare clients"]}))
     newcomers = sum(client.seen >= 0 for client in clients)
-    assert rare.costs[Direction.DOWN, Entry.MODEL][0] > newcomers
-    assert rare.costs[Direction.DOWN, Entry.UPDATES][0] > 0
-    assert max(map(len, rare.updates)) < 128
+    assert rare.ledger.totals[Direction.DOWN, Entry.MODEL].frames > newcomers
+    assert rare.ledger.totals[Direction.DOWN, Entry.UPDATES].frames > 0
+    assert 0 < max(map(len, rare.backlog)) < 128
     name = "artemis, updates of more than 127 bytes"
     long, _ = federate(Experiment.of(**{"rounds": 10, "seed": 5, **FEDERATIONS[name]}))
-    assert max(map(len, long.updates)) > 127
-    assert long.costs[Direction.DOWN, Entry.UPDATES][0] > 0
+    assert max(map(len, long.backlog)) > 127
+    assert long.ledger.totals[Direction.DOWN, Entry.UPDATES].frames > 0
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
@@ -253,16 +153,125 @@ def test_lost_uploads_roll_back(rate: float) -> None:
         losses.append(bool(lost[round, client]))
         return losses[-1]
 
-    central, clients = federate(experiment, loses, arriving=1 - rate)
+    server, clients = federate(experiment, loses, arriving=1 - rate)
     assert (sum(losses) > 100) == (rate > 0)
-    setup, mean = central.setup, central.server.memory
-    memories = torch.cat([client.sender.state.memory for client in clients])
+    setup, mean = server.setup, server.state.server.memory
+    assert mean is not None
+    rows = [client.sender.state.rows.memory for client in clients]
+    memories = torch.cat([row for row in rows if row is not None])
     assert float((setup.weights @ memories - mean).abs().max()) <= 1e-12 * float(memories.abs().max())
+    check_memories(server, clients)
     for client in clients:
         assert client.sender.pending is None
-        assert client.sender.end == central.ends[client.number]
+        assert client.sender.end == server.state.store.end(client.number)
 
     everything = setup.federation.all()
     best = torch.linalg.lstsq(everything.features, everything.targets[:, None]).solution[:, 0]
-    start, end, least = (setup.task.loss(w, everything) for w in (0 * best, central.server.model, best))
+    start, end, least = (setup.task.loss(w, everything) for w in (0 * best, server.model, best))
     assert 0 <= end - least <= 1e-5 * (start - least)
+
+
+PASSES = {"local": {"epochs": 1, "batch": 4, "order": "reshuffle", "step": 0.01}, "server": {"step": 0.02}}
+LOSSY = {
+    "reshuffling": {**LINEAR, "participation": HALF, **PASSES},
+    "momentum": {**LINEAR, **PASSES, "direction": {"kind": "momentum"}},
+    "double-squeeze": {**LINEAR, "algorithm": "double-squeeze", "participation": HALF},
+    "pp1 from the first gradient": {
+        **LINEAR,
+        "uplink": {"initial": "gradient"},
+        "server": {"memory": "pp1", "normalise": "present"},
+    },
+    "pp2 from the first gradient": {**LINEAR, "uplink": {"initial": "gradient"}},
+}
+
+
+@pytest.mark.parametrize("name", LOSSY)
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_lost_message_is_an_absence(name: str, way: str) -> None:
+    """Bitwise the simulator's run in which those clients do not take part: model, memories, counters and notes."""
+    experiment = Experiment.of(**{"rounds": 25, "seed": 4, **LOSSY[name], "run": {"executor": "sequential"}})
+    lost = np.random.default_rng(2).random((experiment.rounds, 8)) < 0.4
+
+    def loses(round: int, client: int) -> bool:
+        return bool(lost[round, client])
+
+    class Absences(Setup):
+        def cohort(self, round: int) -> Cohort:
+            all = super().cohort(round)
+            kept = torch.tensor([not loses(round, i) for i in all.clients.tolist()], dtype=torch.bool)
+            return Cohort(all.clients[kept], all.weights[kept], all.probability)
+
+    setup = prepare(experiment)
+    absences = Absences(**{field.name: getattr(setup, field.name) for field in fields(setup)})
+    state = initial_state(setup)
+    for _ in range(experiment.rounds):
+        play(absences, state)
+    server, clients = federate(experiment, **{"loses" if way == "up" else "deaf": loses})
+    assert server.model.numpy().tobytes() == state.server.model.numpy().tobytes()
+    for client in clients:
+        held, number = client.sender.state, torch.tensor([client.number])
+        theirs = state.store.take(number)
+        for ours, expected in ((held.rows.memory, theirs.memory), (held.rows.error, theirs.error)):
+            assert (ours is None) == (expected is None)
+            if ours is not None and expected is not None:
+                assert ours.numpy().tobytes() == expected.numpy().tobytes()
+        solver = state.store.solvers[client.number]
+        assert held.solver.steps == solver.steps
+        assert {k: v.tolist() for k, v in held.solver.direction.items()} == {
+            k: v.tolist() for k, v in solver.direction.items()
+        }
+    assert int(lost.sum()) > 50
+
+
+@pytest.mark.parametrize("name", ["artemis, rare clients", "double-squeeze", "sgd-mem"])
+def test_a_server_that_is_stopped_goes_on(name: str) -> None:
+    """A server made anew from the tensors of a checkpoint ends with the same state."""
+    experiment = Experiment.of(**{"rounds": 20, "seed": 5, **FEDERATIONS[name], "run": {"executor": "sequential"}})
+    whole, _ = federate(experiment)
+    setup = prepare(experiment)
+    server = ServerEnd(setup, ledger=Ledger())
+    clients = [ClientEnd(setup, i) for i in range(setup.clients)]
+    for t in range(experiment.rounds):
+        cohort, replies = setup.cohort(t), []
+        for i in cohort.clients.tolist():
+            (call,) = server.call(i)
+            clients[i].hear(call)
+            replies.append((i, clients[i].answer()))
+        server.absorb(replies, cohort)
+        tensors = {key: tensor.clone() for key, tensor in server.tensors().items()}
+        server = ServerEnd(setup, ledger=server.ledger)
+        server.restore(t + 1, tensors)
+    expected = whole.tensors()
+    assert {key: tensor.tolist() for key, tensor in server.tensors().items()} == {
+        key: tensor.tolist() for key, tensor in expected.items()
+    }
+    assert server.ledger.totals == whole.ledger.totals
+    with pytest.raises(ValueError, match="does not fit"):
+        ServerEnd(prepare(replace_data(experiment))).restore(20, expected)
+
+
+def replace_data(experiment: Experiment) -> Experiment:
+    return Experiment.of(algorithm="artemis", data={"source": "synthetic-linear", "clients": 8, "features": 7})
+
+
+def test_what_only_the_simulator_can_do_is_refused() -> None:
+    shared = Experiment.of(**LINEAR, whitening={"mode": "shared"}, server={"step": 1.0})
+    with pytest.raises(ConfigError, match=r"whitening.mode = 'shared' runs in the simulator only; use .*'off'"):
+        ServerEnd(prepare(shared))
+    salr = Experiment.of(**LINEAR, rate={"rule": "salr", "level": "server"})
+    with pytest.raises(ConfigError, match=r"rate.level = 'server' runs in the simulator only; use .*'client'"):
+        ClientEnd(prepare(salr), 0)
+
+
+def test_frames_that_are_not_for_a_client() -> None:
+    setup = prepare(Experiment.of(**LINEAR))
+    server, client = ServerEnd(setup), ClientEnd(setup, 2)
+    (call,) = server.call(3)
+    with pytest.raises(WireError, match=r"frame for client 3 .* but this is client 2"):
+        client.hear(call)
+    client.hear(*server.call(2))
+    (upload,) = client.answer()
+    with pytest.raises(WireError, match="no use for a UPLOAD frame"):
+        client.hear(upload)
+    assert not client.parted
+    assert client.answer() == [upload]

@@ -38,7 +38,7 @@ class Fedsim:
     cwd: Path
 
     def __call__(self, *argv: object, **request: Any) -> Done:
-        """request: signals, fault, as in zygote.py."""
+        """request: signals, module, fault, as in zygote.py."""
         out, err = self.scratch / "out", self.scratch / "err"
         request |= {"argv": list(map(str, argv)), "cwd": str(self.cwd), "out": str(out), "err": str(err)}
         assert self.process.stdin
@@ -54,10 +54,10 @@ class Fedsim:
     def resume(self, folder: Path, **request: Any) -> Done:
         return self("resume", folder, **request)
 
-    def steps(self, *argv: object, root: Path) -> list[str]:
+    def steps(self, *argv: object, root: Path, **request: Any) -> list[str]:
         """The steps by which an undisturbed process changes the files under ``root``, such as "fsync ledger.csv"."""
         log = self.scratch / "steps"
-        done = self(*argv, fault={"root": str(root), "log": str(log)})
+        done = self(*argv, fault={"root": str(root), "log": str(log)}, **request)
         assert done.status == 0, done.err
         found: list[str] = json.loads(log.read_text())
         return found

@@ -4,6 +4,7 @@ One JSON request a line on standard input, one JSON answer a line on standard ou
 
     argv, cwd, out, err     the command line, where it runs, the files its output goes to
     signals                 [[seconds after the fork, signal number], ...]
+    module                  whose main() runs instead of fedsim's
     fault                   {"root", "at", "kind", "part", "log", "shadow"}: see ``Disk``; none: nothing is patched
 """
 
@@ -26,7 +27,7 @@ import torch
 
 from fedsim.cli.main import main
 
-PRELOADED = ("scipy.signal", "sklearn.datasets", "fedsim.cli.play", "fedsim.simulation.forecast")
+PRELOADED = ("scipy.signal", "sklearn.datasets", "fedsim.cli.play", "fedsim.simulation.forecast", "fedsim.ends")
 
 Request = dict[str, Any]
 
@@ -182,7 +183,7 @@ def child(request: Request) -> None:
     sys.argv = ["fedsim", *request["argv"]]
     status = 0
     try:
-        main()
+        (import_module(request["module"]).main if "module" in request else main)()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:

@@ -83,6 +83,7 @@ FRAMES = {
         replace(FRAME, kind=Kind.SHARPNESS),
         f"4653 01 06 72756e2d30303031 {ADDRESS} 04000000 d8e01aef 626f6479",
     ),
+    "REFRESH": (replace(FRAME, kind=Kind.REFRESH), f"4653 01 07 72756e2d30303031 {ADDRESS} 04000000 c7f7ea6f 626f6479"),
 }
 
 
