@@ -56,6 +56,8 @@ def descend(stack: Stack, course: Course, ask: Ask, group: list[int], rows: Rows
     same, fresh = steps.same is not None, plan.order is None
     models = ask.models[:1] if ask.models.stride(0) == 0 else ask.models
     factors = 1 / steps.lengths() if plan.local.send == "direction" else steps.unit
+    with np.errstate(over="ignore"):  # a step beyond float32 is infinite, as is then the model, which says so
+        unit, factors = steps.unit.astype(kind), factors.astype(kind)
     way = np.stack((course.starts, course.sizes, course.batches, course.done, course.steps))
     shares = np.empty((0, 0), kind)
     filed = plan.order is incremental or (fresh and course.whole)
@@ -71,8 +73,8 @@ def descend(stack: Stack, course: Course, ask: Ask, group: list[int], rows: Rows
             way,
             np.ascontiguousarray(listed),
             shares,
-            steps.unit.astype(kind),
-            factors.astype(kind),
+            unit,
+            factors,
             (layer.outputs, layer.inputs, layer.weight, -1 if layer.bias is None else layer.bias),
             (*loss, fresh),
             kind(stack.l2),

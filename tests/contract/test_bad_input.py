@@ -88,7 +88,7 @@ ASSIGNMENTS = {
     "local.batsh=1": named("local.batch", "local.batsh") + " of [local]: steps, epochs, batch, order, step, send",
     "downlink.feedbak=1": named("downlink.feedback", "downlink.feedbak") + " of [downlink] with compressor = ",
     "server.stepp=2": named("server.step", "server.stepp") + " of [server]: step, schedule, ",
-    "run.chunks=2": named("run.chunk", "run.chunks") + " of [run]: precision, device, threads, ",
+    "run.chunks=2": named("run.chunk", "run.chunks") + " of [run]: precision, device, compute, threads, ",
     "task.zzz=3": "unknown key 'task.zzz'; keys of [task] with kind = 'softmax': kind, l2",
     # an unknown recipe or variant
     "algorithm=artemiss": "algorithm = 'artemiss': no such recipe (did you mean 'artemis'?); see `fedsim recipes`",
