@@ -108,8 +108,11 @@ def test_stacked_is_sequential_up_to_rounding(
 ) -> None:
     """Relative to the largest number of a row, or of the model where models are subtracted; over two rounds.
 
-    looped: by the compiled loop for small steps, with the same numbers for every page that ``FOUND`` cuts.
+    looped: by the compiled loop for small steps, with the same numbers for every page that ``FOUND`` cuts. A network
+    with GroupNorm divides by deviations that can be small: alone it is computed in another memory format, and in
+    float32 either form is up to 2e-5 away from float64 (of one image a client), so there the two may be 1e-4 apart.
     """
+    relative = 1e-4 if (kind, dtype) == ("cnn", torch.float32) else relative
     found = data.draw(st.sampled_from([course.FOUND, 1, 40]), label="found")
     with mock.patch.object(small, "SMALL", 2**16 if looped else 0), mock.patch.object(course, "FOUND", found):
         compare_executors(world(kind, sizes, dtype), relative, local, rate, direction, sizes, chunk, data)
