@@ -25,7 +25,16 @@ from fedsim import kernels
 from fedsim.algorithms import artemis
 from fedsim.algorithms.artemis import Clients
 from fedsim.algorithms.method import Downlink, Method, ServerOptions, Uplink
-from fedsim.compression import Identity, Levels, LevelsLayout, Payload, Quantize, compress_difference, weighted_sums
+from fedsim.compression import (
+    Identity,
+    Levels,
+    LevelsLayout,
+    Payload,
+    Quantize,
+    compress_difference,
+    fused,
+    weighted_sums,
+)
 from fedsim.errors import DivergedError, WireError
 from fedsim.experiment import Experiment
 from fedsim.flat import tree_sum
@@ -232,6 +241,15 @@ def test_kernels_refuse_shapes_that_do_not_fit() -> None:
         weighted_sums(quantizer, payload, torch.ones(1, 3))
     with pytest.raises(WireError, match="of another layout"):
         weighted_sums(Quantize(2), payload, torch.ones(1, 2))
+
+
+def test_plain_rows_that_do_not_fit_their_weights_are_refused() -> None:
+    for rows, weights in (
+        (torch.ones(2, 5), torch.ones(1, 3)),
+        (torch.ones(3, 5), torch.ones(1, 3, dtype=torch.float64)),
+    ):
+        with pytest.raises(ValueError, match=r"which do not fit weights \[1, 3\]"):
+            fused.weighted_rows(rows, weights)
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3.4e38])
