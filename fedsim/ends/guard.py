@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ class Desk:
     held: Callable[[Tensor], Tensor | None]
 
     def judge(self, replies: Iterable[Reply]) -> tuple[Accepted | None, list[Rejection]]:
-        """What is taken of the replies (None: nothing), and what is not, with the reasons."""
+        """What is taken of the replies (None: nothing), and what is not, with the reasons, in client order."""
         taken: dict[int, tuple[Taken, int]] = {}
         rejections: list[Rejection] = []
 
@@ -103,10 +104,12 @@ class Desk:
                 continue
             wrong = self._numbers(accepted)
             if not wrong:
-                return accepted, rejections
+                break
             for client, reason in wrong.items():
                 reject(client, taken.pop(client)[1], reason)
-        return None, rejections
+        else:
+            accepted = None
+        return accepted, sorted(rejections, key=attrgetter("client"))
 
     def _take(self, client: int, replied: Sequence[bytes]) -> Taken:
         """The frames of a reply, if they are what this client should send."""
