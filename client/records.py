@@ -11,12 +11,13 @@ neither be measured nor typed with one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
 
 Reply = tuple[int, tuple[bytes, ...]]
 Trouble = tuple[int, str]
+T = TypeVar("T", int, str, bytes)
 
 
 class Hello(NamedTuple):
@@ -94,7 +95,7 @@ def _record(content: RecordDict, name: str) -> ConfigRecord:
     return record
 
 
-def _list[T](record: ConfigRecord, key: str, kind: type[T]) -> list[T]:
+def _list(record: ConfigRecord, key: str, kind: type[T]) -> list[T]:
     values = record.get(key, [])
     if not isinstance(values, list) or any(type(value) is not kind for value in values):
         raise ValueError(f"{key!r} is not a list of {kind.__name__}")

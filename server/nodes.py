@@ -14,12 +14,13 @@ from client.records import Hello
 
 @dataclass
 class Nodes:
-    """known: nodes that can serve, in the order in which they came. troubles: of others, why they cannot.
+    """version: of fedsim, which all must run; clients: of the run. known: nodes that can serve, in the order in which they came. troubles: of others, why they cannot.
 
     partitions: into how many the clients are divided; 0 until there is a node for each. hosts: partition -> its node.
     """
 
     version: str
+    clients: int = 1
     known: dict[int, Hello] = field(default_factory=dict)
     troubles: dict[int, str] = field(default_factory=dict)
     partitions: int = 0
@@ -55,9 +56,9 @@ class Nodes:
         return self.hosts.get(client % self.partitions) if self.partitions else None
 
     def missing(self, partitions: int) -> list[int]:
-        """Which of so many partitions no node serves."""
+        """Which of so many partitions no node serves, although they have clients."""
         there = {hello.partition for hello in self.known.values() if hello.partitions == partitions}
-        return [partition for partition in range(partitions) if partition not in there]
+        return [partition for partition in range(min(partitions, self.clients)) if partition not in there]
 
     def complaint(self) -> str:
         """What is missing before a run can begin, in one line with the way out."""

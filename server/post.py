@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 
 from client import records
 from fedsim.ends.answer import Answer
-from fedsim.ends.serve import Parcel
+from fedsim.ends.post import Envelope, Parcel
 from fedsim.errors import DeployError
 from server.nodes import Nodes
 
@@ -58,44 +58,35 @@ class Call:
     node: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Posted:
-    """A line of messages.csv."""
-
-    round: int
-    way: str
-    node: int
-    clients: int
-    frames: int
-    frame_bytes: int
-    message_bytes: int
-
-
 class FlowerPost:
-    """A ``fedsim.ends.serve.Post`` over Flower's grid."""
+    """A ``fedsim.ends.post.Post`` over Flower's grid."""
 
-    def __init__(self, grid: Grid, deadline: float, again: float = AGAIN) -> None:
-        """deadline: of a round, in seconds; again: when a node that failed is asked again, in seconds."""
-        self.grid, self.deadline, self.again = grid, deadline, again
+    def __init__(self, grid: Grid, again: float = AGAIN) -> None:
+        """again: seconds after which a node that failed is asked again."""
+        self.grid, self.again = grid, again
+        self.seconds = PATIENCE
         self.nodes = Nodes(version("fedsim"))
         self.letters: dict[str, Letter] = {}
         self.asking: dict[int, float] = {}  # node -> when it may be asked who it is
         self.round, self.calls = 0, dict[int, Call]()
         self.looked = -LOOK
         self.parcels: list[Parcel] = []
-        self.posted: list[Posted] = []
+        self.noted: list[Envelope] = []
 
-    def wait(self, seconds: float) -> None:
-        """Until there is a node for every partition. Raises DeployError that says what is missing after that time."""
+    def open(self, experiment: str, clients: int, seconds: float) -> None:
+        """Wait until there is a node for every client. Raises DeployError that says what is missing.
+
+        experiment: nodes have it already, from the configuration of Flower's run.
+        """
         end = time.monotonic() + seconds
+        self.seconds, self.nodes.clients = PATIENCE * seconds, clients
         while not self.nodes.partitions:
             self._look()
             self._pull()
-            if self.nodes.partitions:
-                break
-            if time.monotonic() >= end:
-                raise DeployError(f"after {seconds:g} s {self.nodes.complaint()}")
-            time.sleep(POLL)
+            if not self.nodes.partitions:
+                if time.monotonic() >= end:
+                    raise DeployError(f"after {seconds:g} s {self.nodes.complaint()}")
+                time.sleep(POLL)
         self.parcels.clear()
 
     def send(self, round: int, calls: Mapping[int, Sequence[bytes]]) -> None:
@@ -124,6 +115,11 @@ class FlowerPost:
             if (left := end - time.monotonic()) <= 0:
                 return []
             time.sleep(min(POLL, left))
+
+    def envelopes(self) -> list[Envelope]:
+        """Flower's messages since the last time."""
+        noted, self.noted = self.noted, []
+        return noted
 
     def _look(self, every: float = 0.0) -> None:
         """Ask the nodes that are not known who they are; forget those that left."""
@@ -154,14 +150,13 @@ class FlowerPost:
             self._push(node, self.round, calls, records.of_call(frames), "train")
 
     def _push(self, node: int, round: int | None, calls: Mapping[int, Call], content: RecordDict, kind: str) -> None:
-        seconds = PATIENCE * self.deadline
-        message = Message(content, node, kind, ttl=seconds, group_id="" if round is None else str(round))
+        message = Message(content, node, kind, ttl=self.seconds, group_id="" if round is None else str(round))
         name = next(iter(self.grid.push_messages([message])), None)
         if name is None:
             self._failed(node, frozenset(calls), "Flower did not take the message for this node; see the SuperLink's log")
             return
-        self.letters[name] = Letter(node, round, frozenset(calls), time.monotonic() + seconds)
-        self._note("down", self.round, node, [call.frames for call in calls.values()], message)
+        self.letters[name] = Letter(node, round, frozenset(calls), time.monotonic() + self.seconds)
+        self._note(False, self.round, node, [call.frames for call in calls.values()], message)
 
     def _pull(self) -> None:
         now = time.monotonic()
@@ -180,30 +175,20 @@ class FlowerPost:
             if message.has_error():
                 raise ValueError(f"Flower's error {message.error.code}: {_line(message.error.reason)}")
             if letter.round is None:
-                self._note("up", self.round, letter.node, [], message)
+                self._note(True, self.round, letter.node, [], message)
                 self._greet(letter.node, records.hello_of(message.content))
                 return
             replies, troubles = records.answer_of(message.content)
         except ValueError as error:
             self._failed(letter.node, letter.clients, str(error), letter.round)
             return
-        self._note("up", letter.round, letter.node, [frames for _, frames in replies], message)
-        asked = letter.clients
-        said = {client for client, _ in (*replies, *troubles)}
-        troubles += [(client, f"node {letter.node} says nothing of it") for client in sorted(asked - said)]
+        self._note(True, letter.round, letter.node, [frames for _, frames in replies], message)
+        silent = letter.clients - {client for client, _ in (*replies, *troubles)}
+        troubles += [(client, f"node {letter.node} says nothing of it") for client in sorted(silent)]
         if letter.round == self.round:
-            for client, _ in replies:
-                if client in asked:
-                    self.calls.pop(client, None)
-        self.parcels.append(
-            Parcel(
-                letter.round,
-                Answer(
-                    tuple(reply for reply in replies if reply[0] in asked),
-                    tuple(trouble for trouble in troubles if trouble[0] in asked),
-                ),
-            )
-        )
+            for client in letter.clients & {client for client, _ in replies}:
+                self.calls.pop(client, None)
+        self.parcels.append(Parcel(letter.round, letter.clients, Answer(tuple(replies), tuple(troubles))))
 
     def _greet(self, node: int, hello: records.Hello) -> None:
         if not self.nodes.greet(node, hello):
@@ -225,11 +210,12 @@ class FlowerPost:
 
     def _trouble(self, troubles: Iterable[records.Trouble], round: int | None = None) -> None:
         if found := tuple(troubles):
-            self.parcels.append(Parcel(self.round if round is None else round, Answer((), found)))
+            clients = frozenset(client for client, _ in found)
+            self.parcels.append(Parcel(self.round if round is None else round, clients, Answer((), found)))
 
-    def _note(self, way: str, round: int, node: int, frames: Sequence[Sequence[bytes]], message: Message) -> None:
+    def _note(self, up: bool, round: int, node: int, frames: Sequence[Sequence[bytes]], message: Message) -> None:
         count, octets = sum(map(len, frames)), sum(len(frame) for each in frames for frame in each)
-        self.posted.append(Posted(round, way, node, len(frames), count, octets, octets_of(message)))
+        self.noted.append(Envelope(round, up, node, len(frames), count, octets, octets_of(message)))
 
 
 def octets_of(message: Message) -> int:
