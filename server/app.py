@@ -1,8 +1,8 @@
 """The Flower ServerApp: it runs the round loop of fedsim with Flower's grid as its post.
 
-    run config   experiment   TOML text; empty: the default experiment
-                 folder       the run folder, on this machine; one that holds a run of this experiment goes on from there
-                 directory    where the relative paths of both begin; empty: where this process runs
+run config   experiment   TOML text; empty: the default experiment
+             folder       the run folder, on this machine; one that holds this experiment's run goes on from there
+             directory    where the relative paths of both begin; empty: where this process runs
 """
 
 from __future__ import annotations

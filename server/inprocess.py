@@ -1,4 +1,4 @@
-"""Flower's ServerApp and ClientApp in one process, without Flower's engines: ``python -m server.inprocess X.TOML FOLDER``.
+"""Flower's ServerApp and ClientApp in one process, without its engines: ``python -m server.inprocess X.TOML FOLDER``.
 
 A grid of nodes that answer at once, one after another. Nothing in it depends on time or on threads, so it says whether
 the apps themselves are right, and what a round costs without any transport.

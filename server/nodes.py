@@ -14,9 +14,11 @@ from client.records import Hello
 
 @dataclass
 class Nodes:
-    """version: of fedsim, which all must run; clients: of the run. known: nodes that can serve, in the order in which they came. troubles: of others, why they cannot.
+    """Those that have been seen.
 
-    partitions: into how many the clients are divided; 0 until there is a node for each. hosts: partition -> its node.
+    version: of fedsim, which all must run; clients: of the run. known: nodes that can serve, in the order in which they
+    came. troubles: of others, why they cannot. partitions: into how many the clients are divided; 0 until there is a
+    node for each. hosts: partition -> its node.
     """
 
     version: str

@@ -18,6 +18,7 @@ from importlib.metadata import version
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 
 from client import records
 from fedsim.ends.answer import Answer
@@ -153,7 +154,7 @@ class FlowerPost:
         message = Message(content, node, kind, ttl=self.seconds, group_id="" if round is None else str(round))
         name = next(iter(self.grid.push_messages([message])), None)
         if name is None:
-            self._failed(node, frozenset(calls), "Flower did not take the message for this node; see the SuperLink's log")
+            self._failed(node, frozenset(calls), "Flower refuses its messages; see the SuperLink's log")
             return
         self.letters[name] = Letter(node, round, frozenset(calls), time.monotonic() + self.seconds)
         self._note(False, self.round, node, [call.frames for call in calls.values()], message)
@@ -220,9 +221,8 @@ class FlowerPost:
 
 def octets_of(message: Message) -> int:
     """Bytes of a message and of its records, as Flower makes objects of them."""
-    if message.has_error():
-        return len(message.deflate())
-    return sum(len(part.deflate()) for part in (message, message.content, *message.content.values()))
+    with no_object_id_recompute():  # private, for speed; ids of objects are in the objects that hold them
+        return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
 
 
 def _line(reason: str | None) -> str:

@@ -1,8 +1,8 @@
 """Runs on Flower: submitted, watched through their run folder where that is on this machine, and summed up alike.
 
-    flower-in-process     Flower's two apps in one process of their own, without its engines
-    flower-simulation     Flower's simulation on Ray, by a SuperLink that lives as long as the run
-    flower                the SuperLink and SuperNodes of --superlink
+flower-in-process     Flower's two apps in one process of their own, without its engines
+flower-simulation     Flower's simulation on Ray, by a SuperLink that lives as long as the run
+flower                the SuperLink and SuperNodes of --superlink
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -32,7 +32,7 @@ from fedsim.ledger import Cost, Direction, Entry
 from fedsim.simulation.folder import RunFolder
 
 
-class Engine(str, Enum):
+class Engine(StrEnum):
     """What plays the rounds."""
 
     SIMULATOR = "simulator"
@@ -89,8 +89,8 @@ class Job(Protocol):
 
 def submit(given: Submission, experiment: Experiment, fresh: bool) -> None:
     """Start a run, or go on with it, watch it and print the outcome. Raises FedsimError."""
-    console, folder = Console(), Path(given.folder)
-    check(ray=given.engine is Engine.SIMULATION) if given.engine is not Engine.IN_PROCESS else check()
+    console, folder = Console(), _near(Path(given.folder))
+    check(ray=given.engine is Engine.SIMULATION)
     if fresh:
         _claim(given, folder)
     play.print_line(console, f"  {experiment.algorithm} · {experiment.rounds} rounds · {given.engine.value}")
@@ -100,6 +100,12 @@ def submit(given: Submission, experiment: Experiment, fresh: bool) -> None:
         finished(console, folder)
     else:
         play.print_line(console, f"  finished; the run folder is {folder} on the SuperLink's machine")
+
+
+def _near(folder: Path) -> Path:
+    """As a user in the current directory would write it."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def submission_of(folder: Path) -> Submission | None:

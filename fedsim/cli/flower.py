@@ -114,7 +114,8 @@ class Flower:
         home = Path(self.env.get("FLWR_HOME") or Path.home() / ".flwr")
         name, file = self.superlink, home / "config.toml"
         if "not found in the Flower configuration" in message:
-            return f"--superlink {name}: no such connection in {file}{_known(file)}; add [superlink.{name}] with its address"
+            known = _known(file)
+            return f"--superlink {name}: no such connection in {file}{known}; add [superlink.{name}] with its address"
         if "Connection to the SuperLink is unavailable" in message:
             address = re.search(r"Using SuperLink: \S+ \((.*?)\)", message)
             where = f" at {address[1]}" if address else ""
@@ -138,10 +139,10 @@ def local_superlink() -> Iterator[Flower]:
             f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
         )
         env, log = environment() | {"FLWR_HOME": home}, Path(home) / "superlink.log"
-        options = ("--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port))
+        options = ["--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1", "--port"]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [str(_command("flower-superlink")), *options],
+                [str(_command("flower-superlink")), *options, str(port)],
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -52,9 +52,7 @@ def run(
         raise ConfigError(f"--engine {engine}: no such engine{nearest(engine, known)}; give one of {', '.join(known)}")
     parsed = load(experiment, assignments or ())
     place = folder or play.new_folder(parsed)
-    given = Submission(
-        Engine(engine), str(place.absolute()), parsed.toml(), str(Path.cwd()), superlink, nodes, gpus
-    )
+    given = Submission(Engine(engine), str(place.absolute()), parsed.toml(), str(Path.cwd()), superlink, nodes, gpus)
     if given.engine is Engine.SIMULATOR:
         play.play(parsed, place, fresh=True)
     else:
