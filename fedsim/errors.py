@@ -7,7 +7,7 @@ FedsimError                 message is one line: what was given, what was expect
 ├── CheckpointError         a run folder cannot be written or read back
 ├── DivergedError           the model is no longer finite
 ├── WorkerError             a process that computes for clients died
-├── DeployError             what carries a deployed run is missing or refuses
+├── DeployError             the machines of a deployment cannot be reached, or do not reply
 └── StoppedError            the user stopped the run; its folder holds the last complete round
 """
 
@@ -41,7 +41,7 @@ class WorkerError(FedsimError):
 
 
 class DeployError(FedsimError):
-    """No node, no SuperLink, no Flower. The message names what is missing, and the way out."""
+    """Machines that cannot be reached or do not reply. The message names them and the way out; the run can go on."""
 
 
 class StoppedError(FedsimError):
