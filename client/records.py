@@ -42,13 +42,17 @@ def call_of(content: RecordDict) -> list[bytes]:
 def of_answer(replies: Iterable[Reply], troubles: Iterable[Trouble]) -> RecordDict:
     """The content of an answer: the frames of each client, and why others have none."""
     replies = list(replies)
-    lists = {
+    lists: dict[str, list[int] | list[bytes] | list[str]] = {
         "clients": [client for client, _ in replies],
         "counts": [len(frames) for _, frames in replies],
         "frames": [frame for _, frames in replies for frame in frames],
         "troubles": [f"{client}: {' '.join(why.split())}" for client, why in troubles],
     }
-    return RecordDict({"answer": ConfigRecord({key: values for key, values in lists.items() if values})})
+    record = ConfigRecord()
+    for key, values in lists.items():
+        if values:
+            record[key] = values
+    return RecordDict({"answer": record})
 
 
 def answer_of(content: RecordDict) -> tuple[list[Reply], list[Trouble]]:

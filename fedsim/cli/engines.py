@@ -146,7 +146,7 @@ def _job(given: Submission) -> Iterator[Job]:
         finally:
             process.stop()
         return
-    config = {"experiment": given.experiment, "folder": given.folder, "directory": ""}
+    config = {"experiment": given.experiment, "folder": given.folder, "engine": given.engine.value}
     if given.engine is Engine.FLOWER:
         flower = Flower(given.superlink, environment())
         yield Run(flower, flower.submit(config))
