@@ -1,4 +1,4 @@
-"""Flower's ServerApp and ClientApp, driven in this process, give the simulator's model, ledger and payloads, bit for bit.
+"""Flower's two apps, driven in this process, give the simulator's model, ledger and payloads, bit for bit.
 
 Also when nodes come back under another id in the middle of a run, when they forget everything, and when what they send
 is late, foreign or poisoned.
@@ -24,7 +24,15 @@ from fedsim.errors import DeployError
 from fedsim.experiment import Experiment
 from server.inprocess import InProcessGrid
 from tests.engines.test_guard import ATTACKS
-from tests.flower.conftest import ARTEMIS, LINEAR, NASTYA, assert_same, experiment, grid_of, metrics, play, rows
+from tests.flower.driven import ARTEMIS, LINEAR, NASTYA, assert_same, experiment, grid_of, metrics, play, rows
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that failed are asked again at once, and clients that are all in trouble are called again at once."""
+    monkeypatch.setattr("server.post.AGAIN", 0.0)
+    monkeypatch.setattr("fedsim.ends.serve.PAUSE", 0.0)
+
 
 RUNS = {"artemis": ARTEMIS, "diana-nastya": NASTYA}
 

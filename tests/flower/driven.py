@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from flwr.app import Context, Message, RecordDict, UserConfig
 
 from client.app import app as client_app
@@ -54,10 +53,3 @@ def assert_same(one: Path, other: Path) -> None:
     for name in ("model.safetensors", "ledger.csv", "experiment.toml"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     assert metrics(one) == metrics(other)
-
-
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nodes that failed are asked again at once, and clients that are all in trouble are called again at once."""
-    monkeypatch.setattr("server.post.AGAIN", 0.0)
-    monkeypatch.setattr("fedsim.ends.serve.PAUSE", 0.0)
