@@ -21,7 +21,7 @@ def echo() -> Iterator[int]:
     stopped = threading.Event()
 
     def answer(connection: socket.socket) -> None:
-        with connection:
+        with connection, suppress(OSError):
             while data := connection.recv(65_536):
                 connection.sendall(data + data)
 
