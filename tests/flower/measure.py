@@ -1,7 +1,7 @@
 """Seconds and socket bytes of rounds, and Flower's own FedAvg as the measure.
 
 A round lasts from the instant at which the ServerApp begins it to that at which it has aggregated. Bytes are those of
-each node's TCP streams within it. SuperNodes poll every 3 s: what that costs is measured before the run and named beside.
+each node's TCP streams within it. SuperNodes poll every 3 s; what that costs is measured apart and named beside.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from tests.flower.federation import Federation
@@ -66,7 +67,7 @@ def sockets(federation: Federation, rounds: Sequence[Round]) -> Socket:
 
     The last round is left out: what follows it is not a round.
     """
-    spans = [(a.began, b.began) for a, b in zip(rounds, rounds[1:], strict=False)]
+    spans = [(a.began, b.began) for a, b in pairwise(rounds)]
     seen = [proxy.traffic(*span) for span in spans for proxy in federation.proxies]
     return Socket(statistics.mean(one.up for one in seen), statistics.mean(one.down for one in seen))
 
