@@ -13,9 +13,3 @@ answers with an empty REFRESH frame. ``wants`` notes it, and the next ``call`` (
 else in the client's next one) brings the model, if this round's first frame was not one, and the client's MEMORY. Error
 rows and solver notes exist only at the client: after a refresh they start afresh.
 """
-
-from fedsim.ends.client import ClientEnd
-from fedsim.ends.guard import Guard, Rejection, Reply
-from fedsim.ends.server import ServerEnd, Verdict
-
-__all__ = ["ClientEnd", "Guard", "Rejection", "Reply", "ServerEnd", "Verdict"]
