@@ -1,7 +1,7 @@
 """The worker's side: one host behind a Unix socket, which does one errand at a time in a thread of its own.
 
 One thread, because torch keeps threads for each of its callers; the loop stays free to greet and to stop meanwhile. An
-errand whose caller has gone before its turn is not begun.
+errand whose time is over before its turn comes is not begun.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,8 +105,10 @@ class _Desk:
         return worker_pb2.Greeting(fedsim=fedsim_version())
 
     async def play(self, errand: Any, context: Any) -> Any:
+        loop, left = asyncio.get_running_loop(), context.time_remaining()
+        until = inf if left is None else loop.time() + left
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.thread, self._work, errand)
+            return await loop.run_in_executor(self.thread, self._work, errand, lambda: loop.time() < until)
         except FedsimError as error:
             kind, line = type(error).__name__, str(error)
         except Exception as error:
@@ -118,7 +121,9 @@ class _Desk:
         self.thread.shutdown(wait=False, cancel_futures=True)
         return not self.working
 
-    def _work(self, errand: Any) -> Any:
+    def _work(self, errand: Any, awaited: Callable[[], bool]) -> Any:
+        if not awaited():
+            raise WorkerError("the worker was busy for as long as the caller waited; this errand was not begun")
         self.working = True
         try:
             return pack(self.host.play(errand.experiment, list(errand.frames)), self.limit)
