@@ -13,32 +13,3 @@ answers with an empty REFRESH frame. ``wants`` notes it, and the next ``call`` (
 else in the client's next one) brings the model, if this round's first frame was not one, and the client's MEMORY. Error
 rows and solver notes exist only at the client: after a refresh they start afresh.
 """
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from fedsim.ends.client import ClientEnd
-    from fedsim.ends.guard import Guard, Rejection, Reply
-    from fedsim.ends.server import ServerEnd, Verdict
-
-_HOME = {
-    "ClientEnd": "client",
-    "Guard": "guard",
-    "Rejection": "guard",
-    "Reply": "guard",
-    "ServerEnd": "server",
-    "Verdict": "server",
-}
-
-__all__ = ["ClientEnd", "Guard", "Rejection", "Reply", "ServerEnd", "Verdict"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import on first use: what only passes answers on does without torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'fedsim.ends' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"fedsim.ends.{_HOME[name]}"), name)

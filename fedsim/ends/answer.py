@@ -1,4 +1,4 @@
-"""What the clients of one node answer in a round. Without torch: a relay only passes it on."""
+"""What a machine says when its clients were called. Needs no torch, for relays that must start quickly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """replies: client -> its frames; troubles: client -> one line, why it has none."""
+    """replies: the frames of each client. troubles: of each client that has none, one line that says why."""
 
     replies: tuple[tuple[int, tuple[bytes, ...]], ...]
     troubles: tuple[tuple[int, str], ...] = ()

@@ -16,7 +16,7 @@ PACKAGE = Path(worker_pb2.__file__).parent
 
 
 def test_the_generated_module_is_fresh(tmp_path: Path) -> None:
-    """It holds the bytes that protoc makes of ``worker.proto`` today; what stands around them is its version's affair."""
+    """It holds the bytes that protoc makes of ``worker.proto``; what stands around them is its version's affair."""
     root, source = PACKAGE.parents[1], PACKAGE / "worker.proto"
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{root}", f"--python_out={tmp_path}", str(source)]
     subprocess.run(command, check=True)
