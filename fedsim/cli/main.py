@@ -10,7 +10,7 @@ from typing import Annotated
 import click
 import typer
 
-from fedsim.cli import compare, cost, data, doctor, messages, recipes, resume, run, theory
+from fedsim.cli import compare, cost, data, doctor, messages, recipes, resume, run, theory, worker
 from fedsim.errors import FedsimError, StoppedError
 
 app = typer.Typer(name="fedsim", add_completion=False, pretty_exceptions_enable=False)
@@ -24,6 +24,7 @@ for command in (
     messages.messages,
     theory.theory,
     doctor.doctor,
+    worker.worker,
 ):
     app.command()(command)
 
