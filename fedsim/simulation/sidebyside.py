@@ -2,8 +2,8 @@
 
 A folder of a deployed run may also hold what Flower's messages came to, and what was counted on sockets:
 
-    messages.csv    round, way, node, clients, frames, frame_bytes, message_bytes: a line a Flower message
-    sockets.csv     way, bytes: a line a measurement
+    messages.csv    a line a message of the transport: round, direction, node, ..., message_bytes
+    sockets.csv     a line a measurement: direction, bytes
 
 Not to be taken for ``fedsim.simulation.comparison``, which plays an experiment again without compression.
 """
@@ -59,7 +59,7 @@ def read_account(path: Path) -> Account:
 
 
 def read_bytes(path: Path, column: str) -> dict[Direction, int]:
-    """Sums of a column of a CSV file by its column "way"; empty without the file. An unfinished last line is not read.
+    """Sums of a column of a CSV file by direction; empty without the file. An unfinished last line is not read.
 
     Raises CheckpointError naming the line.
     """
@@ -69,12 +69,12 @@ def read_bytes(path: Path, column: str) -> dict[Direction, int]:
     sums: dict[Direction, int] = {}
     for number, line in enumerate(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()), 2):
         try:
-            way, count = Direction(line["way"]), int(line[column])
+            way, count = Direction(line["direction"]), int(line[column])
             if count < 0:
                 raise ValueError
         except (KeyError, ValueError, TypeError):
             raise CheckpointError(
-                f"{path}:{number}: expected a way (up or down) and whole {column}; put the file back or delete it"
+                f"{path}:{number}: expected a direction (up or down) and whole {column}; put the file back or delete it"
             ) from None
         sums[way] = sums.get(way, 0) + count
     return sums

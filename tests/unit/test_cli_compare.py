@@ -124,10 +124,10 @@ def test_an_unfinished_run(compare: Compare, place: Path) -> None:
 
 def test_messages_and_sockets_where_they_were_counted(compare: Compare, place: Path) -> None:
     (place / "real" / "messages.csv").write_text(
-        "round,way,node,clients,frames,frame_bytes,message_bytes\n"
+        "round,direction,node,clients,frames,frame_bytes,message_bytes\n"
         "0,down,7,4,4,100,500\n0,up,7,4,4,90,410\n1,up,7,4,4,90,400\n1,up,7,4"
     )
-    (place / "real" / "sockets.csv").write_text("way,bytes\nup,2000\ndown,3000\nup,1\n")
+    (place / "real" / "sockets.csv").write_text("direction,bytes\nup,2000\ndown,3000\nup,1\n")
     status, out, _ = compare("counted", "real")
     assert status == 0
     assert row(out, "up: Flower message bytes") == ["-", "810"]
@@ -163,18 +163,18 @@ def test_what_cannot_be_compared(compare: Compare, place: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("way,bytes\nup,1\nsideways,2\n", 3),
-        ("way,bytes\nup,-1\n", 2),
-        ("way,bytes\nup,1.5\n", 2),
-        ("way,bytes\nup\n", 2),
-        ("direction,bytes\nup,1\n", 2),
-        ("way,octets\nup,1\n", 2),
+        ("direction,bytes\nup,1\nsideways,2\n", 3),
+        ("direction,bytes\nup,-1\n", 2),
+        ("direction,bytes\nup,1.5\n", 2),
+        ("direction,bytes\nup\n", 2),
+        ("way,bytes\nup,1\n", 2),
+        ("direction,octets\nup,1\n", 2),
     ],
 )
 def test_counts_that_are_none(tmp_path: Path, refused: Refused, text: str, line: int) -> None:
     path = tmp_path / "sockets.csv"
     path.write_text(text)
-    with refused(CheckpointError, f"{path}:{line}: expected a way (up or down) and whole bytes", "or delete it"):
+    with refused(CheckpointError, f"{path}:{line}: expected a direction (up or down) and whole bytes", "or delete it"):
         read_bytes(path, "bytes")
 
 
