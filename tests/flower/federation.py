@@ -29,10 +29,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import tomli_w
+
 from tests.flower.proxy import Proxy
 
 MARK = "FEDSIM_FEDERATION"
 PROGRAMS = Path(sys.executable).parent
+ROOT = Path(__file__).resolve().parents[2]
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -187,7 +190,8 @@ class Federation:
         self.home.mkdir(parents=True)
         self.port = free_port()
         path = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"
-        self.environment = {**os.environ, **QUIET, "PATH": path, "FLWR_HOME": str(self.home), **self.extra}
+        own = {"PATH": path, "FLWR_HOME": str(self.home), "PYTHONPATH": str(ROOT)}
+        self.environment = {**os.environ, **QUIET, **own, **self.extra}
         (self.home / "config.toml").write_text(
             f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
         )
@@ -247,9 +251,9 @@ class Federation:
 
     def submit(self, app: Path, config: Mapping[str, object] | None = None) -> int:
         """Hand in an app (a folder with a pyproject.toml) with run configuration; returns the number of the run."""
-        given = ["-c", " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())] if config else []
-        answer = self.flwr("run", str(app), "here", "--format", "json", *given)
-        return int(answer["run-id"])
+        given = self.folder / "run.toml"
+        given.write_text(tomli_w.dumps(dict(config or {})))
+        return int(self.flwr("run", str(app), "here", "--format", "json", "-c", str(given))["run-id"])
 
     def wait(self, run: int, seconds: float = 300.0) -> Ended:
         """Wait for the end of a run, by its log (a stream, which costs this machine nothing)."""
