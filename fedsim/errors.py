@@ -6,7 +6,7 @@ FedsimError                 message is one line: what was given, what was expect
 ├── WireError               bytes that are not a message of this protocol
 ├── CheckpointError         a run folder cannot be written or read back
 ├── DivergedError           the model is no longer finite
-├── WorkerError             a process that computes for clients died
+├── WorkerError             a process that computes for clients died, or cannot be reached
 ├── DeployError             the machines of a deployment cannot be reached, or do not reply
 └── StoppedError            the user stopped the run; its folder holds the last complete round
 """
@@ -37,7 +37,7 @@ class DivergedError(FedsimError):
 
 
 class WorkerError(FedsimError):
-    """A worker process died. The message names it, how it died, and the way out."""
+    """A worker process died, failed or cannot be reached. The message names it, what happened, and the way out."""
 
 
 class DeployError(FedsimError):

@@ -98,7 +98,7 @@ def prepare(experiment: Experiment) -> Setup:
     Raises ConfigError or DataError. Sets torch's thread count, which is part of the experiment.
     """
     torch.set_num_threads(experiment.run.threads)
-    device, dtype = _device(experiment.run.device), DTYPES[experiment.run.precision]
+    device, dtype = device_of(experiment.run.device), DTYPES[experiment.run.precision]
     federation = split(experiment.data.load(experiment.seed), experiment.partition, experiment.seed).to(device, dtype)
     shape = tuple(federation.features.shape[1:])
     task = _reduced(experiment, experiment.task.build(shape, federation.classes, dtype, device))
@@ -171,7 +171,8 @@ def _reduced(experiment: Experiment, task: Task) -> Task:
     return replace(task, compute=torch.bfloat16)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str, key: str = "run.device") -> torch.device:
+    """The device that ``key`` names. Raises ConfigError for one that is not here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -179,9 +180,7 @@ def _device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"run.device = {name!r}: expected 'cpu', 'cuda', 'cuda:1' ... or 'auto'")
+        raise ConfigError(f"{key} = {name!r}: expected 'cpu', 'cuda', 'cuda:1' ... or 'auto'")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ConfigError(
-            f"run.device = {name!r}, but torch sees {torch.cuda.device_count()} GPUs; use 'cpu' or 'auto'"
-        )
+        raise ConfigError(f"{key} = {name!r}, but torch sees {torch.cuda.device_count()} GPUs; use 'cpu' or 'auto'")
     return device

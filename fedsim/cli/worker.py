@@ -1,0 +1,36 @@
+"""``fedsim worker``: the long-lived process that computes for the clients of a node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def worker(
+    socket: Annotated[Path, typer.Option("--socket", metavar="PATH", help="Where to listen: a Unix socket.")],
+    folder: Annotated[
+        Path, typer.Option("--folder", metavar="ROOT", help="Where clients keep what they must still know.")
+    ],
+    device: Annotated[
+        str,
+        typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...; default: what the experiment says."),
+    ] = "",
+) -> None:
+    """Compute for the clients of a Flower node, round after round, until SIGTERM; start it again where it was."""
+    import os
+
+    from fedsim.ends.host import Host
+    from fedsim.ends.store import Store
+    from fedsim.simulation.setup import device_of
+    from fedsim.worker import server
+
+    if device:
+        device_of(device, "--device")
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def ready() -> None:
+        print(f"fedsim worker: process {os.getpid()}, at unix:{socket}, clients in {folder}", flush=True)
+
+    server.run(Host(lambda run, client: Store(folder, run, client), device), socket, ready)
