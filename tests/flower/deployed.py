@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 import tempfile
@@ -11,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import tomli_w
 
 from fedsim.experiment import Experiment
 from tests.flower.federation import ROOT, Ended, Federation, Program
@@ -99,4 +98,4 @@ def watched(ledger: Path) -> Iterator[list[float]]:
 
 def rounds_between(instants: list[float]) -> list[Round]:
     """Rounds but the first, whose beginning is not known: it waited for the nodes."""
-    return [Round(a, b) for a, b in zip(instants, instants[1:], strict=False)]
+    return [Round(a, b) for a, b in itertools.pairwise(instants)]
