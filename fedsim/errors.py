@@ -7,6 +7,7 @@ FedsimError                 message is one line: what was given, what was expect
 ├── CheckpointError         a run folder cannot be written or read back
 ├── DivergedError           the model is no longer finite
 ├── WorkerError             a process that computes for clients died, or cannot be reached
+├── DeployError             the machines of a deployment cannot be reached, or do not reply
 └── StoppedError            the user stopped the run; its folder holds the last complete round
 """
 
@@ -37,6 +38,10 @@ class DivergedError(FedsimError):
 
 class WorkerError(FedsimError):
     """A worker process died, failed or cannot be reached. The message names it, what happened, and the way out."""
+
+
+class DeployError(FedsimError):
+    """Machines that cannot be reached or do not reply. The message names them and the way out; the run can go on."""
 
 
 class StoppedError(FedsimError):

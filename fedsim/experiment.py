@@ -101,6 +101,23 @@ class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     baseline: bool = False
 
 
+class DeployOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a deployed server waits, and what it accepts; nothing to a simulation.
+
+    Args:
+        min_replies: with so many replies a round ends at once; 0: all clients that were called are waited for.
+        deadline_s: seconds after which a round ends without those that are missing. While nobody at all has replied it
+            waits on, 10 times as long; then the run stops, and can be resumed.
+        longest: the largest norm of a client's direction; 0: no such bound.
+        median: its largest norm, as a multiple of the median of the round's replies.
+    """
+
+    min_replies: Annotated[int, msgspec.Meta(ge=0)] = 0
+    deadline_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
+    longest: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    median: Annotated[float, msgspec.Meta(ge=1)] = 1e6
+
+
 class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that determines a run. ``Experiment.of(algorithm="diana")`` starts from a recipe.
 
@@ -123,6 +140,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     downlink: Downlink = Downlink()
     server: ServerOptions = ServerOptions()
     run: RunOptions = RunOptions()
+    deploy: DeployOptions = DeployOptions()
 
     @staticmethod
     def of(**tables: Any) -> Experiment:
@@ -143,6 +161,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def identifier(self) -> bytes:
         """8 bytes that name the experiment: a hash of its complete form. What only says how to run is left out."""
         table = self.table()
+        del table["deploy"]
         for how in ("checkpoint_every", "evaluate_every", "workers", "rows", "wire", "baseline"):
             del table["run"][how]
         if self.run.compute == "float32":  # as runs were named before there was a choice

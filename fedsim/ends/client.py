@@ -8,7 +8,6 @@ that was absent: a counter that ran on while its memory row rolled back would na
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from fedsim.algorithms import artemis
 from fedsim.algorithms.artemis import Clients
 from fedsim.compression import Identity
 from fedsim.ends.part import check, part_of, whole
-from fedsim.ends.store import NEVER, Held, Standing, Store
+from fedsim.ends.store import NEVER, Held, Keep, Standing
 from fedsim.errors import CheckpointError, WireError
 from fedsim.randomness import Purpose
 from fedsim.simulation.setup import Setup
@@ -30,20 +29,20 @@ from fedsim.wire.link import End, PartedError, Sender
 class ClientEnd:
     """One client. parted: its state is not the one that the server speaks of. damage: why its folder was unreadable."""
 
-    def __init__(self, setup: Setup, number: int, root: Path | None = None) -> None:
-        """setup: of the whole experiment; number: of the client; root: of the durable folders, None keeps nothing.
+    def __init__(self, setup: Setup, number: int, store: Keep | None = None) -> None:
+        """setup: of the whole experiment; number: of the client; store: of what it must still know when it comes back.
 
-        An unreadable folder counts as a wiped one. Raises ConfigError for what cannot be deployed.
+        A damaged store counts as an empty one. Raises ConfigError for what cannot be deployed.
         """
         check(setup)
         self.number = number
         self.setup = part_of(setup, number)
-        self.store = None if root is None else Store(root, setup.run, number)
+        self.store = store
         self.parted, self.round, self.damage = False, NEVER, ""
         self.model, self.seen = setup.weights.new_empty(0), NEVER
         self.sender = Sender(End(), self._afresh(None))
         try:
-            standing = None if self.store is None else self.store.load()
+            standing = None if store is None else store.load(setup.weights.device)
         except CheckpointError as error:
             standing, self.damage = None, str(error)
         if standing is not None:
@@ -64,7 +63,9 @@ class ClientEnd:
                 self._refresh(server, self._row(frame)[None])
             return
         try:
-            self.sender, self.parted = self.sender.settle(server), False
+            # To a server that has absorbed nothing of it, a client is new, whatever it kept of an earlier run.
+            new = server == End() != self.sender.end
+            self.sender, self.parted = Sender(server, self._afresh(None)) if new else self.sender.settle(server), False
         except PartedError:
             self.parted = True
         if frame.kind is Kind.MODEL:

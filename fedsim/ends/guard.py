@@ -5,8 +5,9 @@
     numbers   decode in the expected shape and type, are finite, and no longer than the bounds
 
 Lengths are those of h_i + D_i, what the client's direction comes to, because D_i alone shrinks as memories learn while
-a newcomer's does not. Weights are the server's own: no frame has a place for one. The relative bound holds against
-fewer than half of a cohort; where the median is zero (nobody learns) only the absolute one is left.
+a newcomer's does not. The bounds are deploy.longest and deploy.median; the relative one holds against fewer than half
+of a cohort, and where the median is zero (nobody learns) only the absolute one is left. Weights are the server's own:
+no frame has a place for one.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Annotated
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -29,18 +28,6 @@ from fedsim.wire.link import End, Reception, receive
 
 Reply = tuple[int, Sequence[bytes]]
 """The client that the transport received it from, and its frames."""
-
-
-class Guard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long a client's direction may be.
-
-    Args:
-        longest: its largest norm.
-        median: its largest norm, as a multiple of the median of the round's replies.
-    """
-
-    longest: Annotated[float, msgspec.Meta(gt=0)] = inf
-    median: Annotated[float, msgspec.Meta(ge=1)] = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +73,6 @@ class Desk:
     """Where replies of one round arrive. ends: the server's, of a client; held: their memories, float[n, d] or None."""
 
     setup: Setup
-    guard: Guard
     round: int
     cohort: frozenset[int]
     ends: Callable[[int], End]
@@ -170,10 +156,11 @@ class Desk:
         if wrong:
             return wrong
         middle = float(norms.median())
-        bound = min(self.guard.longest, self.guard.median * middle if middle else inf)
+        guard = self.setup.experiment.deploy
+        bound = min(guard.longest or inf, guard.median * middle if middle else inf)
         return {
-            client: f"norm {norm:.4g}, expected at most {bound:.4g} ({self.guard.median:g} x the median is "
-            f"{self.guard.median * middle:.4g})"
+            client: f"norm {norm:.4g}, expected at most {bound:.4g} ({guard.median:g} x the median is "
+            f"{guard.median * middle:.4g})"
             for client, norm in zip(clients, norms.tolist(), strict=True)
             if norm > bound
         }

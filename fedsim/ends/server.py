@@ -20,7 +20,7 @@ from torch import Tensor
 from fedsim.algorithms import artemis
 from fedsim.algorithms.artemis import Cohort
 from fedsim.compression import Values
-from fedsim.ends.guard import Accepted, Desk, Guard, Rejection, Reply, limit
+from fedsim.ends.guard import Accepted, Desk, Rejection, Reply, limit
 from fedsim.ends.part import check, server_state, whole
 from fedsim.ends.traffic import Traffic
 from fedsim.errors import DivergedError, WireError
@@ -44,7 +44,6 @@ class ServerEnd:
     """The server. backlog: the newest updates, no more than ever go instead of a model; asked: clients to refresh."""
 
     setup: Setup
-    guard: Guard = field(default_factory=Guard)
     ledger: Ledger = field(default_factory=lambda: Ledger(has_file=False))
     state: State = field(init=False)
     backlog: deque[bytes] = field(init=False, default_factory=deque)
@@ -105,7 +104,7 @@ class ServerEnd:
         for client, frames in replies:
             (asking if self.wants(client, frames) else given).append((client, frames))
         members = frozenset(cohort.clients.tolist())
-        desk = Desk(setup, self.guard, t, members, self.state.store.end, self._held)
+        desk = Desk(setup, t, members, self.state.store.end, self._held)
         accepted, rejections = desk.judge(given)
         rejections += [Rejection(i, t, "asks for a refresh, and had none", sum(map(len, f))) for i, f in asking]
         clients = torch.empty(0, dtype=torch.int64) if accepted is None else accepted.clients

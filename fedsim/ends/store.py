@@ -10,16 +10,21 @@ second case no upload had left. At most five rows of d numbers, and the notes of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from fedsim import checkpoint
 from fedsim.algorithms.artemis import Clients
 from fedsim.checkpoint import Checkpoint
+from fedsim.errors import CheckpointError
 from fedsim.solvers.memory import Memory
 from fedsim.wire.link import End, Sender
 
@@ -43,8 +48,20 @@ class Standing:
     sender: Sender[Held]
 
 
+class Keep(Protocol):
+    """Where one client of one run keeps its standing."""
+
+    def save(self, standing: Standing) -> None:
+        """Keep it. Raises OSError when that is refused."""
+        ...
+
+    def load(self, device: torch.device) -> Standing | None:
+        """What was kept last; None before the first time. Raises CheckpointError when it is damaged."""
+        ...
+
+
 class Store:
-    """The folder of one client of one run."""
+    """A folder, which outlives the process and the machine's power."""
 
     def __init__(self, root: Path, run: bytes, client: int) -> None:
         self.folder = root / run.hex() / f"client-{client}"
@@ -52,26 +69,59 @@ class Store:
 
     def save(self, standing: Standing) -> None:
         """Force to disk. Raises OSError when the disk refuses; the last write is then still there."""
-        sender = standing.sender
-        tensors, notes = {"model": standing.model}, {}
-        sides = {"held": (sender.end, sender.state)} | ({} if sender.pending is None else {"pending": sender.pending})
-        for side, (end, held) in sides.items():
-            notes[side] = {"epoch": end.epoch, "digest": end.digest.hex(), "steps": held.solver.steps}
-            tensors |= {f"{side}.{name}": tensor for name, tensor in _named(held)}
-        # Copies: one tensor may be in both states, and the file format knows no aliases.
-        copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        checkpoint.write(self.folder, Checkpoint(standing.seen, copies, notes), self.turn)
+        checkpoint.write(self.folder, _pack(standing), self.turn)
         self.turn += 1
 
-    def load(self) -> Standing | None:
+    def load(self, device: torch.device) -> Standing | None:
         """What the last write left; None where there is none. Raises CheckpointError when it is damaged."""
         found = checkpoint.read(self.folder)
         if found is None:
             return None
         kept, turn = found
         self.turn = turn + 1
-        sides = {side: _side(side, kept.tensors, notes) for side, notes in kept.notes.items()}
-        return Standing(kept.tensors["model"], kept.round, Sender(*sides["held"], sides.get("pending")))
+        return _unpack(kept, device)
+
+
+class Drawer:
+    """Two entries of a dictionary of bytes, for whoever carries that from call to call."""
+
+    def __init__(self, drawers: MutableMapping[str, bytes], run: bytes, client: int) -> None:
+        self.drawers, self.name = drawers, f"{run.hex()}.{client}"
+
+    def save(self, standing: Standing) -> None:
+        """Replace both entries."""
+        kept = _pack(standing)
+        self.drawers[f"{self.name}.tensors"] = save(dict(kept.tensors))
+        self.drawers[f"{self.name}.notes"] = json.dumps([kept.round, kept.notes]).encode()
+
+    def load(self, device: torch.device) -> Standing | None:
+        """What was saved last; None before the first time. Raises CheckpointError when it is damaged."""
+        try:
+            if (notes := self.drawers.get(f"{self.name}.notes")) is None:
+                return None
+            round, sides = json.loads(notes)
+            return _unpack(Checkpoint(round, load(self.drawers[f"{self.name}.tensors"]), sides), device)
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(f"the kept state of client {self.name} is damaged ({error})") from None
+
+
+def _pack(standing: Standing) -> Checkpoint:
+    sender = standing.sender
+    tensors, notes = {"model": standing.model}, {}
+    sides = {"held": (sender.end, sender.state)} | ({} if sender.pending is None else {"pending": sender.pending})
+    for side, (end, held) in sides.items():
+        notes[side] = {"epoch": end.epoch, "digest": end.digest.hex(), "steps": held.solver.steps}
+        tensors |= {f"{side}.{name}": tensor for name, tensor in _named(held)}
+    # Copies: one tensor may be in both states, and the file format knows no aliases.
+    copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    return Checkpoint(standing.seen, copies, notes)
+
+
+def _unpack(kept: Checkpoint, device: torch.device) -> Standing:
+    rows = ("model", *(f"{side}.{row}" for side in kept.notes for row in ("memory", "error")))
+    tensors = {name: tensor.to(device) if name in rows else tensor for name, tensor in kept.tensors.items()}
+    sides = {side: _side(side, tensors, notes) for side, notes in kept.notes.items()}
+    return Standing(tensors["model"], kept.round, Sender(*sides["held"], sides.get("pending")))
 
 
 def _named(held: Held) -> Iterator[tuple[str, Tensor]]:

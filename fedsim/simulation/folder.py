@@ -21,7 +21,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,21 +36,29 @@ from fedsim.experiment import Experiment, from_table, read_toml
 from fedsim.ledger import COLUMNS
 from fedsim.simulation.executors import Choice
 
-LOGS = ("metrics.jsonl", "ledger.csv")
-HEADERS = {"metrics.jsonl": "", "ledger.csv": ",".join(COLUMNS) + "\n"}
+LOGS = {"metrics.jsonl": "", "ledger.csv": ",".join(COLUMNS) + "\n"}
+"""Files that only grow, and their first lines."""
 
 
 @dataclass
 class RunFolder:
-    """A run's folder; ``turn`` counts its checkpoints."""
+    """A run's folder. logs: its files that only grow; engine: for the manifest; ``turn`` counts its checkpoints."""
 
     path: Path
+    logs: Mapping[str, str] = field(default_factory=lambda: LOGS)
+    engine: str = "simulator"
     turn: int = 0
 
     @staticmethod
-    def create(path: Path, experiment: Experiment, choice: Choice) -> RunFolder:
+    def create(
+        path: Path,
+        experiment: Experiment,
+        choice: Choice,
+        logs: Mapping[str, str] = LOGS,
+        engine: str = "simulator",
+    ) -> RunFolder:
         """Make a new folder. Raises CheckpointError when it holds a run already or cannot be written."""
-        folder = RunFolder(path)
+        folder = RunFolder(path, logs, engine)
         with _writing(path, begun=False):
             if (path / "experiment.toml").exists():
                 raise CheckpointError(
@@ -59,7 +67,7 @@ class RunFolder:
             existed = path.exists()
             try:
                 # The experiment comes last: where there is one, everything that resuming needs is there.
-                write_whole(path / "manifest.json", _manifest(experiment, choice))
+                write_whole(path / "manifest.json", _manifest(experiment, choice, engine))
                 write_whole(path / "experiment.toml", experiment.toml().encode())
             except OSError:
                 with suppress(OSError):
@@ -103,8 +111,8 @@ class RunFolder:
     def restore(self) -> Checkpoint | None:
         """The newest checkpoint, with the logs cut back to it; None (and fresh logs) when the run has none yet."""
         found = read(self.path / "checkpoint")
-        lengths = found[0].notes["lengths"] if found else dict.fromkeys(LOGS, 0)
-        for log in LOGS:
+        lengths = found[0].notes["lengths"] if found else dict.fromkeys(self.logs, 0)
+        for log in self.logs:
             size = (self.path / log).stat().st_size if (self.path / log).exists() else 0
             if size < lengths[log]:
                 raise CheckpointError(
@@ -112,11 +120,11 @@ class RunFolder:
                     f"file back, or delete {self.path / 'checkpoint'} to start this run from its first round"
                 )
         with _writing(self.path):
-            for log in LOGS:
+            for log in self.logs:
                 with (self.path / log).open("ab") as file:
                     file.truncate(lengths[log])
                     if not lengths[log]:
-                        file.write(HEADERS[log].encode())
+                        file.write(self.logs[log].encode())
             sync_folder(self.path)
         self.turn = found[1] + 1 if found else 0
         return found[0] if found else None
@@ -144,7 +152,7 @@ class RunFolder:
         """Force the logs to disk, then write a checkpoint that knows their lengths."""
         lengths = {}
         with _writing(self.path):
-            for log in LOGS:
+            for log in self.logs:
                 with (self.path / log).open("ab") as file:
                     os.fsync(file.fileno())
                     lengths[log] = file.tell()
@@ -160,7 +168,10 @@ class RunFolder:
             write_whole(self.path / "model.safetensors", save(content))
             facts = self._facts()
             if facts.get("status") != "finished" or facts.get("model_sha256") != outcome["model_sha256"]:
-                write_whole(self.path / "manifest.json", _manifest(experiment, choice, status="finished", **outcome))
+                write_whole(
+                    self.path / "manifest.json",
+                    _manifest(experiment, choice, engine=self.engine, status="finished", **outcome),
+                )
 
     def _facts(self) -> dict[str, Any]:
         """The manifest."""
@@ -192,12 +203,13 @@ def model_digest(model: Tensor) -> str:
     return hashlib.sha256(model.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
-def _manifest(experiment: Experiment, choice: Choice, **facts: Any) -> bytes:
+def _manifest(experiment: Experiment, choice: Choice, engine: str, **facts: Any) -> bytes:
     packages = {name: version(name) for name in ("fedsim", "torch", "numpy", "scikit-learn", "safetensors")}
     manifest = {
         "status": "running",
         "run": experiment.identifier().hex(),
         "seed": experiment.seed,
+        "engine": engine,
         "executor": asdict(choice),
         "threads": experiment.run.threads,
         "device": experiment.run.device,

@@ -16,10 +16,9 @@ from torch import Tensor
 from fedsim.errors import CheckpointError, DivergedError, StoppedError
 from fedsim.experiment import Experiment
 from fedsim.ledger import Cost, Direction, Entry, Ledger
-from fedsim.simulation.engine import play
 from fedsim.simulation.folder import RunFolder, model_digest
+from fedsim.simulation.player import Player, Simulation
 from fedsim.simulation.setup import Setup, prepare
-from fedsim.simulation.state import State, from_tensors, initial_state, to_tensors
 
 Metrics = dict[str, Any]
 
@@ -87,27 +86,29 @@ def run(
     """
     with closing(prepare(experiment)) as setup:
         if folder is None:
-            return _advance(setup, None, observer, target)
+            return advance(Simulation(setup), None, observer, target)
         place = RunFolder.create(Path(folder), experiment, setup.choice)
         with place.alone():
-            return _advance(setup, place, observer, target)
+            return advance(Simulation(setup), place, observer, target)
 
 
 def resume(folder: Path | str, observer: Observer | None = None, target: float | None = None) -> Result:
     """Continue a run from its newest checkpoint; the result is that of the uninterrupted run, bit for bit."""
     place = RunFolder(Path(folder))
     with closing(prepare(place.experiment())) as setup, place.alone():
-        return _advance(setup, place, observer, target)
+        return advance(Simulation(setup), place, observer, target)
 
 
-def _advance(setup: Setup, folder: RunFolder | None, observer: Observer | None, target: float | None) -> Result:
-    """Play the rounds that are left."""
-    experiment, began = setup.experiment, time.monotonic()
-    state, ledger, metrics = initial_state(setup), Ledger(has_file=folder is not None), []
+def advance(
+    player: Player, folder: RunFolder | None, observer: Observer | None = None, target: float | None = None
+) -> Result:
+    """Play the rounds that are left, from wherever the folder says; write what they leave. Raises as ``run``."""
+    setup, began = player.setup, time.monotonic()
+    experiment, ledger, metrics = setup.experiment, Ledger(has_file=folder is not None), []
     data = "" if folder is None else setup.federation.digest()
     if folder is not None and (found := folder.restore()) is not None:
         try:
-            state = from_tensors(setup, found.round, dict(found.tensors))
+            player.restore(found.round, dict(found.tensors))
             ledger.totals = {(Direction(w), Entry(k)): Cost(*c) for w, k, c in found.notes["totals"]}
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(
@@ -120,10 +121,10 @@ def _advance(setup: Setup, folder: RunFolder | None, observer: Observer | None, 
         metrics = folder.metrics()
 
     def evaluate() -> Metrics:
-        found = _evaluate(setup, state, ledger)
+        found = _evaluate(player, ledger)
         if metrics and found["loss"] > DIVERGED * max(1.0, metrics[0]["loss"]):
             raise DivergedError(
-                f"round {state.server.round}: the loss has grown from {metrics[0]['loss']:.4g} to {found['loss']:.4g} "
+                f"round {player.server.round}: the loss has grown from {metrics[0]['loss']:.4g} to {found['loss']:.4g} "
                 f"with server.step = {setup.step:.4g}; use a smaller step"
             )
         metrics.append(found)
@@ -135,39 +136,40 @@ def _advance(setup: Setup, folder: RunFolder | None, observer: Observer | None, 
 
     def save() -> None:
         if folder is not None:
-            folder.append("ledger.csv", ledger.drain())
+            for log, text in {"ledger.csv": ledger.drain(), **player.drain()}.items():
+                folder.append(log, text)
             totals = [
                 (way.value, kind.value, [c.frames, c.formula_bits, c.payload_bits, c.frame_bytes])
                 for (way, kind), c in ledger.totals.items()
             ]
-            folder.checkpoint(state.server.round, to_tensors(state), {"totals": totals, "data": data})
+            folder.checkpoint(player.server.round, player.tensors(), {"totals": totals, "data": data})
 
     last = metrics[-1] if metrics else evaluate()
     if observer is not None:
         observer.started(setup, last)
-    saved = state.server.round if metrics else -1
+    saved = player.server.round if metrics else -1
     try:
-        while state.server.round < experiment.rounds and not (target is not None and last["loss"] <= target):
-            for lines in play(setup, state).lines:
+        while player.server.round < experiment.rounds and not (target is not None and last["loss"] <= target):
+            for lines in player.play():
                 ledger.add(lines)
-            done = state.server.round
+            done = player.server.round
             if done % experiment.run.evaluate_every == 0 or done == experiment.rounds:
                 last = evaluate()
             if observer is not None:
                 observer.played(done, ledger.cost(Direction.UP), ledger.cost(Direction.DOWN))
-            if done % experiment.run.checkpoint_every == 0:
+            if done % player.checkpoint_every == 0:
                 save()
                 saved = done
     except StoppedError:
         save()
         raise
-    if saved != state.server.round:
+    if saved != player.server.round:
         save()
-    result = Result(experiment, state.server.model, state.server.average, metrics, ledger)
+    result = Result(experiment, player.server.model, player.server.average, metrics, ledger)
     if folder is not None:
         tensors = {"model": result.model} | ({} if result.average is None else {"average": result.average})
         outcome = {
-            "rounds": state.server.round,
+            "rounds": player.server.round,
             "model_sha256": result.digest,
             "seconds": round(time.monotonic() - began, 3),
         }
@@ -175,9 +177,10 @@ def _advance(setup: Setup, folder: RunFolder | None, observer: Observer | None, 
     return result
 
 
-def _evaluate(setup: Setup, state: State, ledger: Ledger) -> Metrics:
+def _evaluate(player: Player, ledger: Ledger) -> Metrics:
     """The line of metrics.jsonl for the current model: costs so far, training loss, test metrics."""
-    federation, server = setup.federation, state.server
+    setup, server = player.setup, player.server
+    federation = setup.federation
     up, down = ledger.cost(Direction.UP), ledger.cost(Direction.DOWN)
     loss = setup.task.loss(server.model, federation.all())
     if not math.isfinite(loss):
@@ -191,7 +194,7 @@ def _evaluate(setup: Setup, state: State, ledger: Ledger) -> Metrics:
         "down_bytes": down.frame_bytes,
         "payload_bits": up.payload_bits + down.payload_bits,
         "formula_bits": up.formula_bits + down.formula_bits,
-        "gradients": state.gradients,
+        **player.measures(),
     }
     if federation.test is not None:
         found |= {f"test_{name}": value for name, value in setup.task.metrics(server.model, federation.test).items()}

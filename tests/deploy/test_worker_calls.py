@@ -121,7 +121,9 @@ def test_one_errand_at_a_time_in_one_thread(worker: Worker) -> None:
     assert len(threads) == 1
 
 
-def test_an_errand_whose_caller_has_gone_is_not_begun(worker: Worker, refused: Refused) -> None:
+def test_an_errand_whose_caller_has_gone_is_not_begun(
+    worker: Worker, refused: Refused, capfd: pytest.CaptureFixture[str]
+) -> None:
     go, begun = threading.Event(), []
 
     def slow(experiment: str, frames: Sequence[bytes]) -> Answer:
@@ -141,6 +143,8 @@ def test_an_errand_whose_caller_has_gone_is_not_begun(worker: Worker, refused: R
         first.result()
     relay.play(worker.address, "third", [], timeout=10)
     assert begun == ["first", "third"]
+    worker.stop()
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError, WorkerError, FedsimError])
@@ -303,7 +307,9 @@ def test_a_socket_is_taken_over_from_the_dead_only(worker: Worker, tmp_path: Pat
     assert other.read_text() == "keep"
 
 
-def test_a_stop_gives_up_what_takes_too_long(worker: Worker, refused: Refused) -> None:
+def test_a_stop_gives_up_what_takes_too_long(
+    worker: Worker, refused: Refused, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The caller is told at once; the worker knows that something is still being done."""
     begun, go = threading.Event(), threading.Event()
 
@@ -319,6 +325,7 @@ def test_a_stop_gives_up_what_takes_too_long(worker: Worker, refused: Refused) -
         worker.stop()
         with refused(WorkerError, f"unix:{worker.path} ended during a call", "start it again on the same folder"):
             call.result()
+    assert capfd.readouterr().err == ""
     assert worker.ended is False
     assert not worker.path.exists()
     go.set()

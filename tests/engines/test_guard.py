@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from fedsim.compression import Levels, Values, ValuesLayout
-from fedsim.ends import ClientEnd, Guard, ServerEnd, Verdict
+from fedsim.ends.client import ClientEnd
+from fedsim.ends.server import ServerEnd, Verdict
 from fedsim.errors import DivergedError
 from fedsim.experiment import Experiment
 from fedsim.simulation.setup import prepare
@@ -207,8 +208,7 @@ def test_an_absolute_bound_holds_when_most_collude() -> None:
     with pytest.raises(DivergedError, match=r"^round 0: the model is not finite with server.step = 1e\+06"):
         server.absorb(arrived, server.setup.cohort(0))
     assert server.round == 0
-    server, _ = begun(**options)
-    server.guard = Guard(longest=1e4)
+    server, _ = begun(**options, deploy={"longest": 1e4})
     assert server.absorb(arrived, server.setup.cohort(0)).clients.tolist() == [6, 7, 8]
 
 

@@ -21,7 +21,8 @@ import torch
 
 import fedsim
 from fedsim.algorithms.artemis import Cohort
-from fedsim.ends import ClientEnd, ServerEnd
+from fedsim.ends.client import ClientEnd
+from fedsim.ends.server import ServerEnd
 from fedsim.errors import ConfigError, WireError
 from fedsim.experiment import Experiment
 from fedsim.ledger import Direction, Entry, Ledger

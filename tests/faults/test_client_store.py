@@ -18,7 +18,9 @@ import pytest
 import torch
 
 from fedsim.checkpoint import SLOTS
-from fedsim.ends import ClientEnd, ServerEnd
+from fedsim.ends.client import ClientEnd
+from fedsim.ends.server import ServerEnd
+from fedsim.ends.store import Store
 from fedsim.experiment import Experiment
 from fedsim.ledger import Direction, Entry
 from fedsim.simulation.setup import Setup, prepare
@@ -66,7 +68,7 @@ def play(
 ) -> tuple[ServerEnd, ClientEnd]:
     """A run, and a last call that settles. lost: rounds in which the victim's upload does not arrive."""
     server, clients = ServerEnd(setup), [ClientEnd(setup, i) for i in range(setup.clients)]
-    clients[VICTIM] = ClientEnd(setup, VICTIM, root)
+    clients[VICTIM] = ClientEnd(setup, VICTIM, None if root is None else Store(root, setup.run, VICTIM))
     for t in range(ROUNDS):
         clients[VICTIM], frames = meet(t, server, clients[VICTIM])
         replies = [(i, contact(server, clients[i])) for i in range(setup.clients) if i != VICTIM]
@@ -99,7 +101,7 @@ def test_a_client_that_starts_again_each_round(name: str, fast: Path) -> None:
     setup = made(name)
 
     def again(t: int, server: ServerEnd, client: ClientEnd) -> tuple[ClientEnd, list[bytes]]:
-        return undisturbed(t, server, ClientEnd(setup, VICTIM, fast))
+        return undisturbed(t, server, ClientEnd(setup, VICTIM, Store(fast, setup.run, VICTIM)))
 
     assert_same(play(setup, fast, again, lost=(3, 4)), play(setup, None, lost=(3, 4)))
 
@@ -125,11 +127,11 @@ def test_every_step_of_a_round_is_a_place_to_be_killed_at(name: str, round: int,
                 steps.extend(cli.steps(*argv, root=root, module="lonely_client"))
                 assert answer.read_bytes()
                 answer.unlink()
-                return ClientEnd(setup, VICTIM, root), []
+                return ClientEnd(setup, VICTIM, Store(root, setup.run, VICTIM)), []
             done = cli(*argv, module="lonely_client", fault={"root": str(root), "at": at})
             assert done.status == -signal.SIGKILL, done.err
             assert not answer.exists()
-            return ClientEnd(setup, VICTIM, root), []
+            return ClientEnd(setup, VICTIM, Store(root, setup.run, VICTIM)), []
 
         return play(setup, root, killed)
 
@@ -158,7 +160,7 @@ def healing(setup: Setup, fast: Path, name: str) -> tuple[tuple[ServerEnd, Clien
                 shutil.rmtree(folder)
             if name == "stale":
                 shutil.copytree(fast / "copy", folder)
-            client = ClientEnd(setup, VICTIM, root)
+            client = ClientEnd(setup, VICTIM, Store(root, setup.run, VICTIM))
             found.append(client)
         return undisturbed(t, server, client)
 
