@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from fedsim.ends.answer import Answer
 from fedsim.errors import CheckpointError, ConfigError, DataError, FedsimError, WorkerError
 from fedsim.worker import protocol, relay, worker_pb2
 from fedsim.worker.protocol import LIMIT
-from fedsim.worker.server import Host, serve
+from fedsim.worker.server import Host, run, serve
 
 Refused = Callable[..., Any]
 
@@ -329,3 +330,25 @@ def test_a_stop_gives_up_what_takes_too_long(
     assert worker.ended is False
     assert not worker.path.exists()
     go.set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    path, before = tmp_path / "w.sock", signal.getsignal(number)
+    with ThreadPoolExecutor(1) as callers:
+        told: list[Any] = []
+
+        def ready() -> None:
+            told.append(callers.submit(tell))
+
+        def tell() -> tuple[Answer, float]:
+            answer, now = relay.play(f"unix:{path}", "", [b"1"], timeout=10), time.monotonic()
+            os.kill(os.getpid(), number)
+            return answer, now
+
+        run(Playing(echo), path, ready)
+        answer, then = told[0].result()
+    assert time.monotonic() - then < 2
+    assert answer == echo("", [b"1"])
+    assert not path.exists()
+    assert signal.getsignal(number) == before
