@@ -10,7 +10,7 @@ from typing import Annotated
 import click
 import typer
 
-from fedsim.cli import cost, data, doctor, messages, recipes, resume, run, theory, worker
+from fedsim.cli import compare, cost, data, doctor, messages, recipes, resume, run, theory, worker
 from fedsim.errors import FedsimError, StoppedError
 
 app = typer.Typer(name="fedsim", add_completion=False, pretty_exceptions_enable=False)
@@ -18,6 +18,7 @@ for command in (
     run.run,
     resume.resume,
     cost.cost,
+    compare.compare,
     recipes.recipes,
     data.data,
     messages.messages,
@@ -46,16 +47,20 @@ def fedsim(
 def main() -> None:
     """Entry point: a mistake of the user is one line on standard error and exit status 2, never a traceback.
 
-    130: stopped by Ctrl-C. 1: the reader of the output has gone. Warnings of libraries are for developers (python -W).
+    130: stopped by Ctrl-C. 1: the reader of the output has gone, or two runs that were compared differ. Warnings of
+    libraries are for developers (python -W).
     """
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
         try:
             # typer makes an exit status of Ctrl-C, click an exception
-            if app(prog_name="fedsim", standalone_mode=False) == 130:
+            status = app(prog_name="fedsim", standalone_mode=False)
+            if status == 130:
                 raise KeyboardInterrupt
             sys.stdout.flush()
+            if status:
+                sys.exit(status)
         except StoppedError as error:
             _leave(130, f"stopped: {error}")
         except (KeyboardInterrupt, click.Abort):

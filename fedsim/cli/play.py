@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
@@ -79,13 +80,27 @@ def stopping(folder: Path) -> Iterator[Stop]:
 
 def summary(console: Console, result: Result, folder: Path) -> None:
     """Print the result of a run and where it lies."""
-    up, down = result.ledger.cost(Direction.UP), result.ledger.cost(Direction.DOWN)
-    print_line(console, f"  {text.measures(result.metrics[-1])}  after {result.metrics[-1]['round']} rounds")
+    outcome(console, result.metrics[-1], result.ledger.totals, result.digest, folder)
+
+
+def outcome(
+    console: Console,
+    metrics: Mapping[str, Any],
+    totals: Mapping[tuple[Direction, Entry], Cost],
+    digest: str,
+    folder: Path,
+) -> None:
+    """Print the last evaluation of a run, what it cost and where it lies."""
+    up, down = (
+        sum((cost for (way, _), cost in totals.items() if way is direction), Cost())
+        for direction in (Direction.UP, Direction.DOWN)
+    )
+    print_line(console, f"  {text.measures(metrics)}  after {metrics['round']} rounds")
     print_line(
         console,
-        f"  up {text.size(up.frame_bytes)}, down {text.size(down.frame_bytes)}  ({described(result.ledger.totals)})",
+        f"  up {text.size(up.frame_bytes)}, down {text.size(down.frame_bytes)}  ({described(totals)})",
     )
-    print_line(console, f"  model {result.digest[:16]}  in {folder}")
+    print_line(console, f"  model {digest[:16]}  in {folder}")
 
 
 def verdict(console: Console, comparison: Comparison, other: Result) -> None:
@@ -111,7 +126,7 @@ def verdict(console: Console, comparison: Comparison, other: Result) -> None:
         )
 
 
-def described(totals: dict[tuple[Direction, Entry], Cost]) -> str:
+def described(totals: Mapping[tuple[Direction, Entry], Cost]) -> str:
     """The frames of a ledger by kind."""
     return ", ".join(f"{cost.frames} {way.value} {kind.value} frames" for (way, kind), cost in totals.items())
 

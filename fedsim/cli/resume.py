@@ -7,7 +7,10 @@ from fedsim.cli.options import RunFolderPath
 
 def resume(folder: RunFolderPath) -> None:
     """Continue a run from its last checkpoint; the result is that of the uninterrupted run, bit for bit."""
-    from fedsim.cli import play
+    from fedsim.cli import engines, play
     from fedsim.simulation.folder import RunFolder
 
-    play.play(RunFolder(folder).experiment(), folder, fresh=False)
+    if (given := engines.submission_of(folder)) is not None:
+        engines.resume(folder, given)
+    else:
+        play.play(RunFolder(folder).experiment(), folder, fresh=False)

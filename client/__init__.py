@@ -1,0 +1,1 @@
+"""The Flower ClientApp of fedsim: it moves frames. See ``client.app``."""

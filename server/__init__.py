@@ -1,0 +1,1 @@
+"""The Flower ServerApp of fedsim: it moves frames. See ``server.app``."""

@@ -1,0 +1,93 @@
+"""Which node hosts which client, as far as the nodes have said; no messages here.
+
+A node hosts every client whose number is its partition modulo the number of partitions. Of several nodes of a partition
+the one that came last serves it: a machine that was started again is a new node to Flower, and the old one is shown as
+connected for a minute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from client.records import Hello
+
+
+@dataclass
+class Nodes:
+    """Those that have been seen.
+
+    version: of fedsim, which all must run; clients: of the run. known: nodes that can serve, in the order in which they
+    came. troubles: of others, why they cannot. partitions: into how many the clients are divided; 0 until there is a
+    node for each. hosts: partition -> its node.
+    """
+
+    version: str
+    clients: int = 1
+    known: dict[int, Hello] = field(default_factory=dict)
+    troubles: dict[int, str] = field(default_factory=dict)
+    partitions: int = 0
+    hosts: dict[int, int] = field(default_factory=dict)
+
+    def greet(self, node: int, hello: Hello) -> bool:
+        """A node has introduced itself; whether it can serve."""
+        self.known.pop(node, None)
+        if why := self._unfit(hello):
+            self.shun(node, why)
+            return False
+        self.troubles.pop(node, None)
+        self.known[node] = hello
+        if not self.partitions:
+            self.partitions = max((n for n in self._sizes() if not self.missing(n)), default=0)
+        self._settle()
+        return True
+
+    def shun(self, node: int, why: str) -> None:
+        """A node cannot serve for the time being."""
+        self.known.pop(node, None)
+        self.troubles[node] = why
+        self._settle()
+
+    def leave(self, node: int) -> None:
+        """A node is no longer connected."""
+        self.known.pop(node, None)
+        self.troubles.pop(node, None)
+        self._settle()
+
+    def host(self, client: int) -> int | None:
+        """The node of a client; None while there is none."""
+        return self.hosts.get(client % self.partitions) if self.partitions else None
+
+    def missing(self, partitions: int) -> list[int]:
+        """Which of so many partitions no node serves, although they have clients."""
+        there = {hello.partition for hello in self.known.values() if hello.partitions == partitions}
+        return [partition for partition in range(min(partitions, self.clients)) if partition not in there]
+
+    def complaint(self) -> str:
+        """What is missing before a run can begin, in one line with the way out."""
+        reasons = "; ".join(f"node {node}: {why}" for node, why in self.troubles.items())
+        if self.known:
+            least = min(self._sizes(), key=lambda n: len(self.missing(n)))
+            gaps = ", ".join(map(str, self.missing(least)))
+            start = f"start `flower-supernode` there with --node-config 'partition-id=... num-partitions={least}'"
+            return f"no node serves partition {gaps} of {least}{f' ({reasons})' if reasons else ''}; {start}"
+        if reasons:
+            return f"no node can serve: {reasons}"
+        return "no node is connected; start `flower-supernode --node-config 'partition-id=0 num-partitions=1'`"
+
+    def _settle(self) -> None:
+        ours = {node: hello for node, hello in self.known.items() if hello.partitions == self.partitions}
+        self.hosts = {hello.partition: node for node, hello in ours.items()}
+
+    def _sizes(self) -> set[int]:
+        return {hello.partitions for hello in self.known.values()}
+
+    def _unfit(self, hello: Hello) -> str:
+        """Why a node cannot serve; empty if it can."""
+        if hello.version != self.version:
+            return f"it runs fedsim {hello.version}, the server fedsim {self.version}; install the same on both"
+        if not 0 <= hello.partition < hello.partitions:
+            return (
+                f"partition-id {hello.partition} of num-partitions {hello.partitions}; "
+                "start it with --node-config 'partition-id=0 num-partitions=1', or others"
+            )
+        return hello.trouble
