@@ -116,7 +116,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     logging.getLogger("flwr").setLevel(logging.WARNING)
     try:
-        config: UserConfig = {"experiment": given.experiment.read_text("utf-8"), "folder": str(given.folder), "engine": "flower-in-process"}
+        config: UserConfig = {
+            "experiment": given.experiment.read_text("utf-8"),
+            "folder": str(given.folder),
+            "engine": "flower-in-process",
+        }
         grid = InProcessGrid(client_app, config, given.nodes)
         server_app(grid, Context(1, SERVER, {}, RecordDict(), config))
     except FedsimError as error:

@@ -10,12 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
-import tomli_w
-
 from fedsim.experiment import Experiment
-from tests.flower.federation import ROOT, Ended, Federation, Program
+from tests.flower.federation import ROOT, Ended, Federation, FlowerError, Program
 from tests.flower.measure import Round
 
 
@@ -99,4 +98,13 @@ def watched(ledger: Path) -> Iterator[list[float]]:
 
 def rounds_between(instants: list[float]) -> list[Round]:
     """Rounds but the first, whose beginning is not known: it waited for the nodes."""
-    return [Round(a, b) for a, b in zip(instants, instants[1:], strict=False)]
+    return [Round(a, b) for a, b in pairwise(instants)]
+
+
+def instants_of(instants: list[float], count: int, seconds: float) -> None:
+    """Wait until so many rounds have ended."""
+    limit = time.monotonic() + seconds
+    while len(instants) < count:
+        if time.monotonic() > limit:
+            raise FlowerError(f"{len(instants)} rounds in {seconds} s, expected {count}")
+        time.sleep(0.02)
