@@ -3,7 +3,7 @@
 run config   experiment   TOML text; empty: the default experiment
              folder       the run folder, on this machine; one that holds this experiment's run goes on from there
              engine       for the manifest
-                 directory    where the relative paths of both begin; empty: where this process runs
+             directory    where the relative paths of both begin; empty: where this process runs
 """
 
 from __future__ import annotations

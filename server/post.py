@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -34,6 +34,9 @@ LOOK = 1.0
 
 AGAIN = 5.0
 """Seconds after which a node that failed is asked again who it is."""
+
+GRACE = 30.0
+"""Seconds that a client without a node waits, at most, for one that has come but not yet said who it is."""
 
 PATIENCE = 10.0
 """Deadlines that a message stays valid: as long as a round may wait for the first answer."""
@@ -62,14 +65,14 @@ class Call:
 class FlowerPost:
     """A ``fedsim.ends.post.Post`` over Flower's grid."""
 
-    def __init__(self, grid: Grid, again: float = AGAIN) -> None:
-        """again: seconds after which a node that failed is asked again."""
-        self.grid, self.again = grid, again
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
         self.seconds = PATIENCE
         self.nodes = Nodes(version("fedsim"))
         self.letters: dict[str, Letter] = {}
         self.asking: dict[int, float] = {}  # node -> when it may be asked who it is
         self.round, self.calls = 0, dict[int, Call]()
+        self.troubles: dict[int, tuple[str, float]] = {}  # client -> why it has no node, and until when it may get one
         self.looked = -LOOK
         self.parcels: list[Parcel] = []
         self.noted: list[Envelope] = []
@@ -93,15 +96,15 @@ class FlowerPost:
     def send(self, round: int, calls: Mapping[int, Sequence[bytes]]) -> None:
         """Call clients; again in the same round with what they ask for."""
         if round != self.round:
-            self.round, self.calls = round, {}
+            self.round, self.calls, self.troubles = round, {}, {}
+        self._pull()  # who has answered meanwhile is not busy
         self._look()
         self.calls |= {client: Call(tuple(frames)) for client, frames in calls.items()}
         self._dispatch()
-        self._trouble(
-            (client, f"no node serves partition {client % self.nodes.partitions} of {self.nodes.partitions}")
-            for client in sorted(calls)
-            if self.nodes.host(client) is None
-        )
+        for client in calls:
+            if self.nodes.host(client) is None:
+                why = f"no node serves partition {client % self.nodes.partitions} of {self.nodes.partitions}"
+                self.troubles.setdefault(client, (why, time.monotonic() + GRACE))
 
     def collect(self, seconds: float) -> list[Parcel]:
         """What arrived; waits at most so long for the first."""
@@ -110,6 +113,7 @@ class FlowerPost:
             self._pull()
             self._look(LOOK)
             self._dispatch()
+            self._give_up()
             if self.parcels:
                 parcels, self.parcels = self.parcels, []
                 return parcels
@@ -150,11 +154,20 @@ class FlowerPost:
             self.calls |= {client: Call(call.frames, node) for client, call in calls.items()}
             self._push(node, self.round, calls, records.of_call(frames), "train")
 
+    def _give_up(self) -> None:
+        """Tell of the clients without a node, unless one that may be theirs is just being asked who it is."""
+        now, asked = time.monotonic(), any(letter.round is None for letter in self.letters.values())
+        self.troubles = {c: why for c, why in self.troubles.items() if c in self.calls and self.calls[c].node is None}
+        over = {client: why for client, (why, until) in sorted(self.troubles.items()) if not asked or until < now}
+        if over:
+            self.troubles = {client: why for client, why in self.troubles.items() if client not in over}
+            self.parcels.append(Parcel(self.round, frozenset(over), Answer((), tuple(over.items()))))
+
     def _push(self, node: int, round: int | None, calls: Mapping[int, Call], content: RecordDict, kind: str) -> None:
         message = Message(content, node, kind, ttl=self.seconds, group_id="" if round is None else str(round))
         name = next(iter(self.grid.push_messages([message])), None)
         if name is None:
-            self._failed(node, frozenset(calls), "Flower refuses its messages; see the SuperLink's log")
+            self._failed(node, round, frozenset(calls), "Flower refuses its messages; see the SuperLink's log")
             return
         self.letters[name] = Letter(node, round, frozenset(calls), time.monotonic() + self.seconds)
         self._note(False, self.round, node, [call.frames for call in calls.values()], message)
@@ -181,7 +194,7 @@ class FlowerPost:
                 return
             replies, troubles = records.answer_of(message.content)
         except ValueError as error:
-            self._failed(letter.node, letter.clients, str(error), letter.round)
+            self._failed(letter.node, letter.round, letter.clients, str(error))
             return
         self._note(True, letter.round, letter.node, [frames for _, frames in replies], message)
         silent = letter.clients - {client for client, _ in (*replies, *troubles)}
@@ -195,24 +208,20 @@ class FlowerPost:
         if not self.nodes.greet(node, hello):
             self._shun(node, self.nodes.troubles[node])
 
-    def _failed(self, node: int, clients: frozenset[int], why: str, round: int | None = None) -> None:
-        """No answer will come; the node is asked who it is before it is called again."""
+    def _failed(self, node: int, round: int | None, clients: frozenset[int], why: str) -> None:
+        """No answer will come; the node, or one in its place, is asked who it is before it is called again."""
         self._shun(node, why)
         if round == self.round:
             for client in clients & self.calls.keys():
                 if self.calls[client].node == node:
                     self.calls[client] = Call(self.calls[client].frames)
-        self._trouble(((client, f"node {node}: {why}") for client in sorted(clients)), round)
+                    self.troubles[client] = f"node {node}: {why}", time.monotonic() + GRACE
+        self._look()
 
     def _shun(self, node: int, why: str) -> None:
         log.warning("node %s: %s", node, why)
         self.nodes.shun(node, why)
-        self.asking[node] = time.monotonic() + self.again
-
-    def _trouble(self, troubles: Iterable[records.Trouble], round: int | None = None) -> None:
-        if found := tuple(troubles):
-            clients = frozenset(client for client, _ in found)
-            self.parcels.append(Parcel(self.round if round is None else round, clients, Answer((), found)))
+        self.asking[node] = time.monotonic() + AGAIN
 
     def _note(self, up: bool, round: int, node: int, frames: Sequence[Sequence[bytes]], message: Message) -> None:
         count, octets = sum(map(len, frames)), sum(len(frame) for each in frames for frame in each)

@@ -173,7 +173,7 @@ class Gathering:
                 self._note(client, "foreign", octets, "a reply for a client that was not called there")
             elif parcel.round != self.round:
                 self._note(client, "late", octets, f"a reply to round {parcel.round}")
-            elif client not in self.waiting:
+            elif client in self.replies:
                 self._note(client, "duplicate", octets, "a second reply")
             elif client not in self.healed and self.end.wants(client, frames):
                 asking.add(client)
