@@ -23,6 +23,7 @@ class Deployment:
     """SuperNode i and ``workers[i]`` are one machine: they are killed and started together."""
 
     federation: Federation
+    sockets: list[Path]
     workers: list[Program] = field(default_factory=list)
 
     def kill(self, machine: int) -> None:
@@ -54,7 +55,7 @@ def deployment(folder: Path, machines: int = 3, database: bool = False, proxied:
         return f'partition-id={node} num-partitions={nodes} worker="unix:{sockets[node]}"'
 
     federation = Federation(folder, machines, database, proxied, config)
-    made = Deployment(federation)
+    made = Deployment(federation, sockets)
     try:
         for i, socket in enumerate(sockets):
             command = [sys.executable, "-m", "fedsim.cli.main", "worker", "--socket", str(socket)]
