@@ -31,9 +31,10 @@ def compare(
 
     a, b = read_account(first), read_account(second)
     table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for name in (str(first), str(second), "second / first"):
-        table.add_column(Text(name), justify="right", overflow="fold")
+    table.add_column("", no_wrap=True)
+    names = [first.name, second.name] if first.name != second.name else [str(first), str(second)]
+    for name in (*names, "second / first"):
+        table.add_column(Text(name), justify="right", overflow="fold", min_width=DIGITS)
     table.add_row("experiment", a.experiment.identifier().hex(), b.experiment.identifier().hex())
     table.add_row("status", a.status, b.status)
     table.add_row("model SHA-256", a.model[:DIGITS] or "-", b.model[:DIGITS] or "-")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import sys
 import tempfile
@@ -11,10 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from fedsim.experiment import Experiment
-from tests.flower.federation import ROOT, Ended, Federation, Program
+from tests.flower.federation import ROOT, Ended, Federation, FlowerError, Program
 from tests.flower.measure import Round
 
 
@@ -23,6 +23,7 @@ class Deployment:
     """SuperNode i and ``workers[i]`` are one machine: they are killed and started together."""
 
     federation: Federation
+    sockets: list[Path]
     workers: list[Program] = field(default_factory=list)
 
     def kill(self, machine: int) -> None:
@@ -54,7 +55,7 @@ def deployment(folder: Path, machines: int = 3, database: bool = False, proxied:
         return f'partition-id={node} num-partitions={nodes} worker="unix:{sockets[node]}"'
 
     federation = Federation(folder, machines, database, proxied, config)
-    made = Deployment(federation)
+    made = Deployment(federation, sockets)
     try:
         for i, socket in enumerate(sockets):
             command = [sys.executable, "-m", "fedsim.cli.main", "worker", "--socket", str(socket)]
@@ -98,4 +99,13 @@ def watched(ledger: Path) -> Iterator[list[float]]:
 
 def rounds_between(instants: list[float]) -> list[Round]:
     """Rounds but the first, whose beginning is not known: it waited for the nodes."""
-    return [Round(a, b) for a, b in itertools.pairwise(instants)]
+    return [Round(a, b) for a, b in pairwise(instants)]
+
+
+def instants_of(instants: list[float], count: int, seconds: float) -> None:
+    """Wait until so many rounds have ended."""
+    limit = time.monotonic() + seconds
+    while len(instants) < count:
+        if time.monotonic() > limit:
+            raise FlowerError(f"{len(instants)} rounds in {seconds} s, expected {count}")
+        time.sleep(0.02)

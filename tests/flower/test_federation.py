@@ -16,6 +16,7 @@ def marks(federation: Federation) -> list[str]:
     return [program.mark for program in (federation.link, *federation.nodes)]
 
 
+@pytest.mark.slow
 def test_a_round_of_flower_through_proxies_and_nothing_left(tmp_path: Path) -> None:
     """FedAvg's models pass the proxies both ways, little else does; an app that fails says why; all processes end."""
     with Federation(tmp_path / "f", count=2, proxied=True) as federation:
