@@ -114,7 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="where to leave the run folder")
     parser.add_argument("--nodes", type=int, default=1, help="that share the clients")
     parser.add_argument(
-        "--worker", action="append", default=[], metavar="unix:PATH", help="of a node, one after another; then no --nodes"
+        "--worker",
+        action="append",
+        default=[],
+        metavar="unix:PATH",
+        help="of a node, one after another; then no --nodes",
     )
     given = parser.parse_args(arguments)
     logging.getLogger("flwr").setLevel(logging.WARNING)

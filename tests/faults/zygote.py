@@ -6,7 +6,7 @@ One JSON request a line on standard input, one JSON answer a line on standard ou
     signals                 [[seconds after the fork, signal number], ...]
     module                  whose main() runs instead of fedsim's
     fault                   {"root", "at", "kind", "part", "log", "shadow"}: see ``Disk``; none: nothing is patched
-    detached                true: do not wait; the answer is {"pid"}, and {"poll": pid} asks for its {"status"} (or null)
+    detached                true: not awaited, the answer is {"pid"}; later {"poll": pid} asks for {"status"}, or null
 """
 
 from __future__ import annotations

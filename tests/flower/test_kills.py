@@ -3,13 +3,15 @@
     pytest -m slow tests/flower/test_kills.py -s       the campaigns; without -m slow a few of each
 
 Processes are real, and so are their folders and sockets. Flower's two apps run in this process (or, where it is the
-server that is killed, in one of their own), so that a run takes seconds; ``test_kills_deployed`` has Flower's processes.
+server that is killed, in one of their own), so that a run takes seconds; ``test_kills_deployed`` has Flower's own.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message
+from flwr.app import Message
 
 from client import records
 from client.app import app as client_app
 from fedsim import checkpoint
+from fedsim.ends.host import alone
 from fedsim.experiment import Experiment
+from fedsim.wire.link import End
 from server.inprocess import InProcessGrid
 from tests.faults.conftest import Fedsim
 from tests.flower.driven import ARTEMIS, NASTYA, config_of, experiment, grid_of, metrics, play, rows
@@ -185,8 +189,8 @@ def check_killed(three: Workers, given: Experiment, folder: Path, kill: Kill) ->
             killing.thread.join()  # leaves it rounds to return in
 
     def failed(node: int) -> None:
-        if kill.back == "again" and killing.struck:
-            killing.thread.join()
+        if kill.back == "again":
+            killing.thread.join(60)
             old = grid.leave(node)
             grid.join(node + 1000, old.node_config, old.run_config)
 
@@ -221,7 +225,7 @@ def assert_unforgotten(three: Workers, run: bytes, folder: Path, clients: Iterab
     for client in clients:
         standing, ours = three.standing(run, client, machines), known(folder, client)
         if standing is None:
-            assert ours.same(type(ours.end)(), None)
+            assert ours.end == End()
             continue
         sender = standing.sender
         sides = [(sender.end, sender.state), *([] if sender.pending is None else [sender.pending])]
@@ -242,11 +246,13 @@ def without(absent: set[tuple[int, int]]) -> Callable[[list[Message]], Iterable[
     return order
 
 
-def assert_same_but_calls(one: Path, other: Path) -> None:
-    """The same model, losses and uploads."""
+def assert_same_but_calls(one: Path, other: Path, refreshed: bool = False) -> None:
+    """The same model, losses and uploads. refreshed: some of ``one`` asked for that first."""
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     assert [line["loss"] for line in metrics(one)] == [line["loss"] for line in metrics(other)]
     up = [[line for line in rows(place / "ledger.csv") if line["direction"] == "up"] for place in (one, other)]
+    if refreshed:
+        up[0] = [line for line in up[0] if line["kind"] != "refresh"]
     assert up[0] == up[1]
 
 
@@ -254,39 +260,42 @@ def worker_campaign(three: Workers, place: Path, draw: random.Random, runs: int,
     """So many runs, each with a kill; what they came to."""
     counts = dict.fromkeys(("runs", "in a write", "later", "again", "alone", "returned", "absent"), 0)
 
+    latest = dict[int, float]()
+
     @cache
-    def undisturbed(name: str, machines: int) -> tuple[float, int]:
-        """Seconds of a run, and uploads of its first machine."""
+    def uploads(name: str, machines: int) -> int:
+        """Of the first machine in an undisturbed run, whose seconds are noted."""
         given, folder = given_of(name, 0, rounds), place / f"{name}-{machines}"
         began = time.monotonic()
         play(grid_on(three, given, folder, machines), given, folder)
-        seconds = time.monotonic() - began
-        uploads = [line for line in rows(folder / "ledger.csv") if line["kind"] == "upload"]
-        return seconds, sum(int(line["client"]) % machines == 0 for line in uploads)
+        latest[machines] = min(latest.get(machines, 60.0), time.monotonic() - began)
+        lines = rows(folder / "ledger.csv")
+        return sum(line["kind"] == "upload" and int(line["client"]) % machines == 0 for line in lines)
 
     while counts["runs"] < runs:
         number = counts["runs"]
         name, back = list(TABLES)[number % len(TABLES)], ("later", "again", "alone")[number % 3]
         machines = 1 if back == "alone" else MACHINES
-        undisturbed(name, machines)
-        seconds, uploads = undisturbed(name, machines)
+        steps = WRITE * uploads(name, machines)
         in_write = draw.random() < 1 / 3
         kill = Kill(
             worker=draw.randrange(machines),
-            at=draw.uniform(0.0, seconds),
-            step=draw.randint(1, WRITE * uploads) if in_write else 0,
-            away=draw.uniform(0.0, seconds / 2) if back == "later" else 0.0,
+            at=draw.uniform(0.0, latest[machines]),
+            step=draw.randint(1, steps) if in_write else 0,
+            away=draw.uniform(0.0, latest[machines] / 2) if back == "later" else 0.0,
             back=back,
         )
         given, folder = given_of(name, draw.randrange(2**31), rounds), place / f"{draw.randrange(2**63)}"
         returned = check_killed(three, given, folder, kill)
         if returned is None:  # after the end, which does not count
+            latest[machines] *= 0.9
             continue
         counts["runs"] += 1
         counts["in a write"] += in_write
         counts[back] += 1
         counts["returned"] += returned
         counts["absent"] += len(absences(folder))
+        shutil.rmtree(folder)
     return (
         f"{counts['runs']} of {runs} runs with a worker killed completed, each bitwise the run without what was lost "
         f"({counts['in a write']} killed within a write; {counts['absent']} replies lost; back {counts['later']} times "
@@ -296,11 +305,150 @@ def worker_campaign(three: Workers, place: Path, draw: random.Random, runs: int,
 
 
 def test_killed_workers(three: Workers, tmp_path: Path) -> None:
-    worker_campaign(three, tmp_path, random.Random(1), runs=6, rounds=25)
+    worker_campaign(three, tmp_path, random.Random(1), runs=3, rounds=25)
 
 
 @pytest.mark.slow
 def test_fifty_killed_workers(three: Workers, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = worker_campaign(three, tmp_path, random.Random(2), runs=50, rounds=60)
+    with capsys.disabled():
+        print(f"\n{said}")
+
+
+# The server is killed.
+
+
+def server_campaign(three: Workers, place: Path, draw: random.Random, kills: int, rounds: int) -> str:
+    """So many runs of a server that is killed, and the same command again; what they came to.
+
+    A third of the kills is within the write of a checkpoint, which may be done by half.
+    """
+    equal, in_write, again = 0, 0, 0
+    while equal < kills:
+        given, folder = given_of(list(TABLES)[equal % len(TABLES)], draw.randrange(2**31), rounds), place / "run"
+        text, whole, log = place / "x.toml", place / "whole", place / "steps"
+        text.write_text(given.toml())
+        done = three.play(text, whole, fault={"root": str(whole), "log": str(log)})
+        assert done.status == 0, done.err
+        expected, steps = Fedsim.outcome(whole), json.loads(log.read_text())
+        lasts = (whole / "model.safetensors").stat().st_mtime - (whole / "experiment.toml").stat().st_mtime
+        for i in range(MACHINES):
+            shutil.rmtree(three.folder(i) / given.identifier().hex())
+        writes = [i for i, step in enumerate(steps, 1) if "safetensors.new" in step or step == "fsync checkpoint"]
+        if equal % 3 == 0:
+            fault: dict[str, Any] = {"fault": {"root": str(folder), "at": draw.choice(writes)}}
+        else:
+            fault = {"signals": [[done.seconds - draw.uniform(0.0, lasts), signal.SIGKILL]]}
+        killed = three.play(text, folder, **fault)
+        if killed.status == 0:  # the kill came after the end, which does not count
+            shutil.rmtree(folder)
+            continue
+        assert killed.status == -signal.SIGKILL, killed.err
+        found = checkpoint.read(folder / "checkpoint")
+        complete = 0 if found is None else found[0].round
+        heard = [three.standing(given.identifier(), client, MACHINES) for client in range(CLIENTS)]
+        begun = max((standing.seen for standing in heard if standing is not None), default=-1)
+        assert begun <= complete, "clients have heard of a round that is played later than the one that is played again"
+        resumed = three.play(text, folder)
+        assert (resumed.status, resumed.err) == (0, "")
+        assert Fedsim.outcome(folder) == expected, fault
+        equal, in_write, again = equal + 1, in_write + ("fault" in fault), again + (begun == complete)
+        shutil.rmtree(folder)
+        shutil.rmtree(whole)
+    return (
+        f"{equal} of {kills} killed servers went on to the model, ledger and metrics of the uninterrupted run, bitwise "
+        f"({in_write} killed in the write of a checkpoint; {again} played one round again, the others none)"
+    )
+
+
+def test_killed_servers(three: Workers, tmp_path: Path) -> None:
+    server_campaign(three, tmp_path, random.Random(3), kills=2, rounds=20)
+
+
+@pytest.mark.slow
+def test_twenty_killed_servers(three: Workers, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = server_campaign(three, tmp_path, random.Random(4), kills=20, rounds=60)
+    with capsys.disabled():
+        print(f"\n{said}")
+
+
+# A client's folder is wiped, or an old copy of it put back.
+
+
+@dataclass(frozen=True)
+class Healed:
+    """One client. extra: bytes of its REFRESH and MEMORY frames; model: of a whole model that went with them."""
+
+    extra: int
+    model: int
+
+
+def heal(three: Workers, given: Experiment, folder: Path, faults: dict[int, str]) -> list[Healed]:
+    """Play a run in which before some rounds the clients of a machine lose their folder, or get one 5 rounds old.
+
+    faults: round -> "wiped" or "stale". Whoever no longer knows what the server knows, asks for a refresh when it is
+    called, and has replied before the round is over.
+    """
+    grid, setup, run, copies = grid_on(three, given, folder), alone(given), given.identifier(), folder / "copies"
+    parted: list[tuple[int, int]] = []
+
+    def before(round: int) -> None:
+        if faults.get(round + 5) == "stale":
+            shutil.copytree(three.folder((round + 5) % MACHINES) / run.hex(), copies / f"{round + 5}")
+        if round in faults:
+            worker = round % MACHINES
+            three.kill(worker)
+            shutil.rmtree(three.folder(worker) / run.hex())
+            if faults[round] == "stale":
+                shutil.copytree(copies / f"{round}", three.folder(worker) / run.hex())
+            three.start(worker)
+        parted.extend((round, client) for client in setup.cohort(round).clients.tolist() if has_parted(client))
+
+    def has_parted(client: int) -> bool:
+        standing, server = three.standing(run, client, MACHINES), known(folder, client).end
+        mine = [] if standing is None else [standing.sender.end, *(standing.sender.pending or ())[:1]]
+        return server not in (End(), *mine)
+
+    grid.before = before  # type: ignore[method-assign]
+    play(grid, given, folder)
+    assert rows(folder / "incidents.csv") == []
+    found: dict[tuple[int, int], dict[str, int]] = {}
+    for line in rows(folder / "ledger.csv"):
+        kinds = found.setdefault((int(line["round"]), int(line["client"])), {})
+        kinds[line["kind"]] = kinds.get(line["kind"], 0) + int(line["frame_bytes"])
+    healed = {place: kinds for place, kinds in found.items() if "refresh" in kinds}
+    assert sorted(healed) == parted
+    assert all("upload" in kinds for kinds in healed.values())
+    return [Healed(kinds["refresh"] + kinds["memory"], kinds.get("model", 0)) for kinds in healed.values()]
+
+
+def heal_campaign(three: Workers, place: Path, draw: random.Random, names: list[str], rounds: int, every: int) -> str:
+    """One run of each name with a fault every so many rounds; what healing cost."""
+    healed, dim, faults = list[Healed](), 0, 0
+    for name in names:
+        given, folder = given_of(name, draw.randrange(2**31), rounds), place / name
+        when = {round: draw.choice(("wiped", "stale")) for round in range(6, rounds, every)}
+        one, dim, faults = heal(three, given, folder, when), alone(given).task.dim, faults + len(when)
+        assert one
+        assert max(client.extra for client in one) <= 4 * dim + 256
+        healed += one
+        if name == "artemis":  # it remembers nothing but its memory row, which the server knows
+            play(grid_of(given, place / "whole", MACHINES), given, place / "whole")
+            assert_same_but_calls(folder, place / "whole", refreshed=True)
+    models = [client.model for client in healed if client.model]
+    return (
+        f"{len(healed)} of {len(healed)} clients healed within their round after {faults} wiped or stale folders, d = "
+        f"{dim}, for {min(c.extra for c in healed)} to {max(c.extra for c in healed)} bytes (4 d + 256 = "
+        f"{4 * dim + 256}); {len(models)} had lost the model too, whose frame has {max(models)} bytes more"
+    )
+
+
+def test_wiped_and_stale_folders(three: Workers, tmp_path: Path) -> None:
+    heal_campaign(three, tmp_path, random.Random(5), ["artemis"], rounds=15, every=3)
+
+
+@pytest.mark.slow
+def test_sixty_wiped_and_stale_folders(three: Workers, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = heal_campaign(three, tmp_path, random.Random(6), list(TABLES), rounds=50, every=3)
     with capsys.disabled():
         print(f"\n{said}")

@@ -125,7 +125,6 @@ class Known:
     end: End
     memory: torch.Tensor | None
 
-
     def same(self, end: End, memory: torch.Tensor | None) -> bool:
         """Whether a client knows the same of itself. memory: float[1, d]."""
         mine = torch.zeros(()) if self.memory is None else self.memory
