@@ -69,19 +69,15 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def end(mark: str, seconds: float = 0.0) -> None:
-    """Ask marked processes to stop, kill what is left after so many seconds, and wait until none is left."""
-    for number in marked(mark) if seconds else ():
-        with suppress(ProcessLookupError):
-            os.kill(number, signal.SIGTERM)
-    patience, limit = time.monotonic() + seconds, time.monotonic() + seconds + 10
+def end(mark: str) -> None:
+    """SIGKILL to marked processes, until none is left: they may be starting others."""
+    limit = time.monotonic() + 10
     while left := marked(mark):
         if time.monotonic() > limit:
             raise FlowerError(f"processes {left} outlive SIGKILL")
-        if time.monotonic() >= patience:
-            for number in left:
-                with suppress(ProcessLookupError):
-                    os.kill(number, signal.SIGKILL)
+        for number in left:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
         time.sleep(0.05)
 
 
