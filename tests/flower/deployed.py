@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import tomli_w
-
 from fedsim.experiment import Experiment
 from tests.flower.federation import ROOT, Ended, Federation, Program
 from tests.flower.measure import Round
