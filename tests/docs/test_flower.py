@@ -51,22 +51,22 @@ def run(script: str, folder: Path) -> str:
         try:
             status = process.wait(300)
         finally:
-            end(process.pid)
-            process.wait()
+            end(process)
         output.seek(0)
         said = output.read()
     assert status == 0, said[-3000:]
     return said
 
 
-def end(group: int) -> None:
-    """All processes of a group, by force after ten seconds."""
-    for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
-        until = time.monotonic() + seconds
+def end(process: subprocess.Popen[bytes]) -> None:
+    """A process and its group, by force after ten seconds."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        until = time.monotonic() + 10.0
         with suppress(ProcessLookupError):
-            os.killpg(group, number)
+            os.killpg(process.pid, number)
             while time.monotonic() < until:
-                os.killpg(group, 0)
+                process.poll()
+                os.killpg(process.pid, 0)
                 time.sleep(0.1)
 
 
