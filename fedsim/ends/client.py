@@ -8,13 +8,14 @@ that was absent: a counter that ran on while its memory row rolled back would na
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from fedsim.algorithms import artemis
 from fedsim.algorithms.artemis import Clients
-from fedsim.compression import Identity
+from fedsim.compression import Compressor, Identity, Layout
 from fedsim.ends.part import check, part_of, whole
 from fedsim.ends.store import NEVER, Held, Keep, Standing
 from fedsim.errors import CheckpointError, WireError
@@ -120,8 +121,8 @@ class ClientEnd:
             self.parted = True
             return
         for k, message in enumerate(messages[len(messages) - missed :], start=self.seen):
-            update = compressor.decompress(coding.decode([message], layout), self.model.dtype)[0]
-            self.model = artemis.apply(self.model, update.to(self.model.device), self.setup.step_of(k))
+            update = _update(message, compressor, layout, self.model.dtype).to(self.model.device)
+            self.model = artemis.apply(self.model, update, self.setup.step_of(k))
         self.seen = frame.round
 
     def _refresh(self, server: End, memory: Tensor | None) -> None:
@@ -145,3 +146,9 @@ class ClientEnd:
 
     def _frame(self, kind: Kind, base: End, body: bytes) -> bytes:
         return encode_frame(Frame(kind, self.setup.run, self.round, self.number, base.epoch, base.digest, body))
+
+
+@lru_cache(maxsize=4)
+def _update(message: bytes, compressor: Compressor, layout: Layout, dtype: torch.dtype) -> Tensor:
+    """One update, float[d]. The clients of a machine replay the same ones."""
+    return compressor.decompress(coding.decode([message], layout), dtype)[0]

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ class Desk:
     held: Callable[[Tensor], Tensor | None]
 
     def judge(self, replies: Iterable[Reply]) -> tuple[Accepted | None, list[Rejection]]:
-        """What is taken of the replies (None: nothing), and what is not, with the reasons."""
+        """What is taken of the replies (None: nothing), and what is not, with the reasons, in client order."""
         taken: dict[int, tuple[Taken, int]] = {}
         rejections: list[Rejection] = []
 
@@ -91,20 +92,24 @@ class Desk:
             try:
                 if client in taken:
                     raise _Refused("duplicate: a reply of this client was taken already")
-                one = self._take(client, frames)
-                for frame in one.frames:
-                    _decode([frame], self.setup)
-                taken[client] = one, octets
+                taken[client] = self._take(client, frames), octets
             except (_Refused, WireError) as error:
                 reject(client, octets, str(error))
         while taken:
-            accepted = self._decoded(tuple(one for _, (one, _) in sorted(taken.items())))
+            try:
+                accepted = self._decoded(tuple(one for _, (one, _) in sorted(taken.items())))
+            except WireError:  # one body spoils them all: find whose
+                for client, reason in self._unreadable(taken[client][0] for client in sorted(taken)):
+                    reject(client, taken.pop(client)[1], reason)
+                continue
             wrong = self._numbers(accepted)
             if not wrong:
-                return accepted, rejections
+                break
             for client, reason in wrong.items():
                 reject(client, taken.pop(client)[1], reason)
-        return None, rejections
+        else:
+            accepted = None
+        return accepted, sorted(rejections, key=attrgetter("client"))
 
     def _take(self, client: int, replied: Sequence[bytes]) -> Taken:
         """The frames of a reply, if they are what this client should send."""
@@ -132,8 +137,18 @@ class Desk:
             end = end.after(frame.body)
         return Taken(client, tuple(frames), end)
 
+    def _unreadable(self, taken: Iterable[Taken]) -> list[tuple[int, str]]:
+        """Clients whose bodies do not decode, and why."""
+        found = []
+        for one in taken:
+            try:
+                self._decoded((one,))
+            except WireError as error:
+                found.append((one.client, str(error)))
+        return found
+
     def _decoded(self, taken: tuple[Taken, ...]) -> Accepted:
-        """Bodies that decode one by one, decoded together."""
+        """Bodies decoded together. Raises WireError when one does not decode."""
         model = self.setup.weights
         uploads = _decode([one.frames[-1] for one in taken], self.setup)
         rows = self.setup.method.up.decompress(uploads, model.dtype).to(model.device)

@@ -16,11 +16,12 @@ from torch import Tensor
 
 def available(tensor: Tensor) -> bool:
     """Whether kernels can work on ``tensor``: it is in the CPU's memory (not faked), and numba can be imported."""
-    return tensor.device.type == "cpu" and type(tensor) is Tensor and _installed()
+    return tensor.device.type == "cpu" and type(tensor) is Tensor and installed()
 
 
 @cache
-def _installed() -> bool:
+def installed() -> bool:
+    """Whether numba can be imported."""
     try:
         import_module("numba")
     except ImportError:

@@ -47,6 +47,8 @@ from fedsim.wire.bits import (
     Bits,
     Ints,
     fixed,
+    group,
+    group_width,
     grouped,
     grouped_length,
     read_fixed,
@@ -106,7 +108,10 @@ def encode(payload: Payload) -> list[bytes]:
         return [row.tobytes() for row in numbers]
     levels, norms = _levels(payload)
     heads = norms.astype("<f4")
-    bodies = (body for block in _blocks(levels) for body in _bodies(levels[block], norms[block], payload.layout))
+    bodies = _compiled_bodies(levels, norms, payload.layout) if kernels.installed() else None
+    if bodies is None:
+        blocks = _blocks(levels)
+        bodies = [body for block in blocks for body in _bodies(levels[block], norms[block], payload.layout)]
     return [head.tobytes() + body for head, body in zip(heads, bodies, strict=True)]
 
 
@@ -126,7 +131,10 @@ def decode(messages: Sequence[bytes], layout: Layout) -> Payload:
     levels = np.zeros((len(messages), layout.d), np.int32)
     for i, message in enumerate(messages):
         if len(message) > least:
-            _read_body(np.unpackbits(np.frombuffer(message, np.uint8, offset=least)), levels[i], layout)
+            body = np.frombuffer(message, np.uint8, offset=least)
+            if not (kernels.installed() and _compiled_read(body, levels[i], layout)):
+                levels[i] = 0
+                _read_body(np.unpackbits(body), levels[i], layout)
     norms = _matrix([message[:least] for message in messages], np.dtype("<f4"), layout.buckets)
     payload = Levels(layout, torch.from_numpy(levels), torch.from_numpy(norms))
     for i, (message, canonical) in enumerate(zip(messages, encode(payload), strict=True)):
@@ -257,6 +265,37 @@ def _compiled_size(payload: Levels) -> Tensor | None:
         levels, norms, layout.levels, layout.bucket, _header_bits(layout), _dense_bits(layout), octets
     )
     return torch.from_numpy(8 * octets) if fits else None
+
+
+def _compiled_bodies(levels: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout) -> list[bytes] | None:
+    """As ``_bodies``; None where that has something to refuse."""
+    from fedsim.kernels import code
+
+    gaps, out = np.empty(layout.d, np.int32), np.empty(_dense_bytes(layout), np.uint8)
+    sizes = _header_bits(layout), _dense_bits(layout), _group_sizes(layout)
+    bodies = []
+    for row, scales in zip(levels, norms, strict=True):
+        octets = code.write(row, scales, layout.levels, layout.bucket, *sizes, gaps, out)
+        if octets < 0:
+            return None
+        bodies.append(out[:octets].tobytes())
+    return bodies
+
+
+def _compiled_read(body: Bits, levels: NDArray[np.int32], layout: LevelsLayout) -> bool:
+    """As ``_read_body``; False where that has something to refuse, and then the row may have been touched."""
+    from fedsim.kernels import code
+
+    sizes = _header_bits(layout), _dense_bits(layout), _group_sizes(layout)
+    return code.read(body, layout.levels, *sizes, levels)
+
+
+@cache
+def _group_sizes(layout: LevelsLayout) -> tuple[int, int, int]:
+    """Digits in a group of a dense body, its bits, bits of the last group."""
+    base = 2 * layout.levels + 1
+    size = group(base)
+    return size, group_width(size, base), group_width(layout.d % size, base)
 
 
 def _check_shapes(payload: Levels) -> None:

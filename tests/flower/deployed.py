@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 import tempfile
@@ -97,4 +98,4 @@ def watched(ledger: Path) -> Iterator[list[float]]:
 
 def rounds_between(instants: list[float]) -> list[Round]:
     """Rounds but the first, whose beginning is not known: it waited for the nodes."""
-    return [Round(a, b) for a, b in zip(instants, instants[1:], strict=False)]
+    return [Round(a, b) for a, b in itertools.pairwise(instants)]

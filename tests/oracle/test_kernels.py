@@ -48,6 +48,7 @@ Value = TypeVar("Value")
 def torch_form() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "available", lambda tensor: False)
+        patch.setattr(kernels, "installed", lambda: False)
         yield
 
 
@@ -327,6 +328,41 @@ def test_a_payload_that_has_no_length(level: int, norm: float) -> None:
     assert messages == 2 * [str(caught.value)]
 
 
+@pytest.mark.parametrize("d", [1, 5, 66, 1000])
+@pytest.mark.parametrize("s", [1, 2, 16, 2**15])
+@pytest.mark.parametrize("bucket", [0, 7])
+def test_messages_and_their_damage(d: int, s: int, bucket: int) -> None:
+    """Both forms write the same bytes, read the same rows, and refuse the same damaged messages in the same words."""
+    random = np.random.default_rng(d + s + bucket)
+    quantize, stream, clients = Quantize(s, bucket=bucket), Stream(1, Purpose.UPLINK), torch.arange(3)
+    layout = quantize.layout(d)
+    rows = torch.from_numpy(random.standard_normal((3, d)).astype(np.float32))
+    for scaled in (rows, rows * torch.logspace(0, -9, d), rows * torch.tensor([[1.0], [0.0], [1.0]]), rows.sign()):
+        payload = quantize.compress(scaled, stream, clients)
+        found, expected = both(lambda p=payload: coding.encode(p))  # type: ignore[misc]
+        assert found == expected
+
+        def read(message: bytes) -> str | bytes:
+            try:
+                levels = coding.decode([message], layout)
+            except WireError as error:
+                return str(error)
+            assert isinstance(levels, Levels)
+            return levels.levels.numpy().tobytes()
+
+        for message in found:
+            for damaged in (message, *(_damaged(message, random) for _ in range(8))):
+                one, other = both(lambda m=damaged: read(m))  # type: ignore[misc]
+                assert one == other
+
+
+def _damaged(message: bytes, random: np.random.Generator) -> bytes:
+    """A flipped bit, and perhaps a byte fewer or more."""
+    octets = bytearray(message)
+    octets[random.integers(len(octets))] ^= 1 << random.integers(8)
+    return bytes(octets[: len(octets) - random.integers(2)]) + b"\xff" * int(random.integers(2))
+
+
 def test_numba_is_imported_by_the_first_kernel_alone() -> None:
     program = """
 import sys, torch, fedsim, fedsim.cli.main
@@ -358,8 +394,8 @@ print(result.digest, result.ledger.cost().frame_bytes)
 
 def test_numba_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
-    kernels._installed.cache_clear()
+    kernels.installed.cache_clear()
     assert not kernels.available(torch.zeros(1))
-    kernels._installed.cache_clear()
+    kernels.installed.cache_clear()
     monkeypatch.undo()
     assert kernels.available(torch.zeros(1))

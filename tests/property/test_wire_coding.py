@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 
 import hypothesis.extra.numpy as hnp
@@ -11,10 +12,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsim import kernels
 from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout, row
 from fedsim.errors import WireError
 from fedsim.wire import decode, encode, longest, size
 from fedsim.wire.coding import MAX_LEVELS
+
+
+@pytest.fixture(scope="module", autouse=True, params=["compiled", "numpy"])
+def form(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everything here holds of both forms of the code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "installed", lambda: request.param == "compiled")
+        yield
 
 
 @st.composite

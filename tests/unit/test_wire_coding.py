@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+from fedsim import kernels
 from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout, row
 from fedsim.errors import WireError
 from fedsim.wire import decode, encode, longest, size
+
+
+@pytest.fixture(scope="module", autouse=True, params=["compiled", "numpy"])
+def form(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everything here holds of both forms of the code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "installed", lambda: request.param == "compiled")
+        yield
+
 
 LAYOUT = LevelsLayout(d=6, levels=4, bucket=3)
 
