@@ -1,4 +1,4 @@
-"""``fedsim run --engine`` as a user calls it: the same folder and summary as a simulated run, and errors of one line."""
+"""``fedsim run --engine`` as users call it: the folder and summary of a simulated run, and errors of one line."""
 
 from __future__ import annotations
 
