@@ -90,7 +90,7 @@ class Job(Protocol):
 def submit(given: Submission, experiment: Experiment, fresh: bool) -> None:
     """Start a run, or go on with it, watch it and print the outcome. Raises FedsimError."""
     console, folder = Console(), _near(Path(given.folder))
-    check(ray=given.engine is Engine.SIMULATION)
+    check(ray=given.engine is Engine.SIMULATION, command=given.engine is not Engine.IN_PROCESS)
     if fresh:
         _claim(given, folder)
     play.print_line(console, f"  {experiment.algorithm} · {experiment.rounds} rounds · {given.engine.value}")

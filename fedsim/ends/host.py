@@ -56,7 +56,7 @@ class Host:
             except OSError as error:
                 # What leaves must be on disk first; the next call will find the client as it was.
                 troubles.append((client, f"cannot keep its state ({error.strerror or error}); mend its disk"))
-                del self.ends[client]
+                self.ends.pop(client, None)
         return Answer(tuple(replies), tuple(troubles))
 
     def _end(self, setup: Setup, client: int) -> ClientEnd:

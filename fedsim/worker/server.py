@@ -78,7 +78,8 @@ async def serve(
         await server.start()
         ready()
         await stop.wait()
-        await server.stop(grace)
+        asyncio.get_running_loop().call_later(grace, desk.leaving.set)
+        await server.stop(grace + 0.5)
     finally:
         path.unlink(missing_ok=True)
     return desk.close()
@@ -86,7 +87,7 @@ async def serve(
 
 class _Desk:
     def __init__(self, host: Host, limit: int) -> None:
-        self.host, self.limit, self.working = host, limit, False
+        self.host, self.limit, self.working, self.leaving = host, limit, False, asyncio.Event()
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="host")
 
     def handler(self) -> Any:
@@ -107,8 +108,15 @@ class _Desk:
     async def play(self, errand: Any, context: Any) -> Any:
         loop, left = asyncio.get_running_loop(), context.time_remaining()
         until = inf if left is None else loop.time() + left
+        work = loop.run_in_executor(self.thread, self._work, errand, lambda: loop.time() < until)
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # the caller may have gone
+        leaving = asyncio.ensure_future(self.leaving.wait())
+        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        leaving.cancel()
+        if not work.done():
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the worker was told to end")
         try:
-            return await loop.run_in_executor(self.thread, self._work, errand, lambda: loop.time() < until)
+            return work.result()
         except FedsimError as error:
             kind, line = type(error).__name__, str(error)
         except Exception as error:

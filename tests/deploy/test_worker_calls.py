@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from fedsim.ends.answer import Answer
 from fedsim.errors import CheckpointError, ConfigError, DataError, FedsimError, WorkerError
 from fedsim.worker import protocol, relay, worker_pb2
 from fedsim.worker.protocol import LIMIT
-from fedsim.worker.server import Host, serve
+from fedsim.worker.server import Host, run, serve
 
 Refused = Callable[..., Any]
 
@@ -121,7 +122,9 @@ def test_one_errand_at_a_time_in_one_thread(worker: Worker) -> None:
     assert len(threads) == 1
 
 
-def test_an_errand_whose_caller_has_gone_is_not_begun(worker: Worker, refused: Refused) -> None:
+def test_an_errand_whose_caller_has_gone_is_not_begun(
+    worker: Worker, refused: Refused, capfd: pytest.CaptureFixture[str]
+) -> None:
     go, begun = threading.Event(), []
 
     def slow(experiment: str, frames: Sequence[bytes]) -> Answer:
@@ -141,6 +144,8 @@ def test_an_errand_whose_caller_has_gone_is_not_begun(worker: Worker, refused: R
         first.result()
     relay.play(worker.address, "third", [], timeout=10)
     assert begun == ["first", "third"]
+    worker.stop()
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError, WorkerError, FedsimError])
@@ -303,7 +308,9 @@ def test_a_socket_is_taken_over_from_the_dead_only(worker: Worker, tmp_path: Pat
     assert other.read_text() == "keep"
 
 
-def test_a_stop_gives_up_what_takes_too_long(worker: Worker, refused: Refused) -> None:
+def test_a_stop_gives_up_what_takes_too_long(
+    worker: Worker, refused: Refused, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The caller is told at once; the worker knows that something is still being done."""
     begun, go = threading.Event(), threading.Event()
 
@@ -319,6 +326,29 @@ def test_a_stop_gives_up_what_takes_too_long(worker: Worker, refused: Refused) -
         worker.stop()
         with refused(WorkerError, f"unix:{worker.path} ended during a call", "start it again on the same folder"):
             call.result()
+    assert capfd.readouterr().err == ""
     assert worker.ended is False
     assert not worker.path.exists()
     go.set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    path, before = tmp_path / "w.sock", signal.getsignal(number)
+    with ThreadPoolExecutor(1) as callers:
+        told: list[Any] = []
+
+        def ready() -> None:
+            told.append(callers.submit(tell))
+
+        def tell() -> tuple[Answer, float]:
+            answer, now = relay.play(f"unix:{path}", "", [b"1"], timeout=10), time.monotonic()
+            os.kill(os.getpid(), number)
+            return answer, now
+
+        run(Playing(echo), path, ready)
+        answer, then = told[0].result()
+    assert time.monotonic() - then < 2
+    assert answer == echo("", [b"1"])
+    assert not path.exists()
+    assert signal.getsignal(number) == before

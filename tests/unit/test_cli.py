@@ -86,7 +86,7 @@ def test_help_and_version_do_not_wait_for_torch() -> None:
 def test_help_names_every_command(cli: Cli) -> None:
     out = cli("--help").out
     assert cli("").out == out
-    for name in ("run", "resume", "cost", "recipes", "data", "doctor", "messages"):
+    for name in ("run", "resume", "cost", "recipes", "data", "doctor", "messages", "worker"):
         assert re.search(rf"\b{name} ", out)
         assert "Usage: fedsim " + name in cli(f"{name} --help").out
 
