@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.method import Method, feedback_coefficient
-from fedsim.compression import Payload, compress_difference, weighted_sums
+from fedsim.compression import Payload, Received, Sparse, compress_difference, weighted_sums
 from fedsim.flat import tree_sum
 from fedsim.randomness import Stream, only
 
@@ -121,7 +121,7 @@ def upload(
 
 
 def absorb(
-    method: Method, server: Server, uploads: Payload | None, cohort: Cohort, step: float, noise: Stream
+    method: Method, server: Server, uploads: Received | None, cohort: Cohort, step: float, noise: Stream
 ) -> tuple[Server, Payload]:
     """One server step from the cohort's uploads (rows in the order of cohort.clients; None when nobody took part).
 
@@ -132,6 +132,7 @@ def absorb(
     if uploads is None:
         estimate = torch.zeros_like(server.model) if memory is None else memory
     elif memories is not None:
+        uploads = uploads.dense() if isinstance(uploads, Sparse) else uploads
         received = method.up.decompress(uploads, server.model.dtype).to(server.model.device)
         estimate = tree_sum(shares[:, None] * (received + memories[cohort.clients]), dim=0)
         memories = memories.index_add(0, cohort.clients, method.alpha * received)

@@ -25,22 +25,21 @@ def compare(
     """
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from fedsim.simulation.sidebyside import differing, read_account, unequal_line
 
     a, b = read_account(first), read_account(second)
     table = Table(box=None, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    names = [first.name, second.name] if first.name != second.name else [str(first), str(second)]
-    for name in (*names, "second / first"):
-        table.add_column(Text(name), justify="right", overflow="fold", min_width=DIGITS)
+    table.add_column("")
+    for name in ("first", "second", "second / first"):
+        table.add_column(name, justify="right")
     table.add_row("experiment", a.experiment.identifier().hex(), b.experiment.identifier().hex())
     table.add_row("status", a.status, b.status)
     table.add_row("model SHA-256", a.model[:DIGITS] or "-", b.model[:DIGITS] or "-")
     for name, one, other in _lines(a, b):
         times = f"{other / one:.3f}" if one and other is not None else ""
         table.add_row(name, _number(one), _number(other), times)
+    print(f"first: {first}\nsecond: {second}\n")
     Console(highlight=False, markup=False, emoji=False).print(table)
     print()
     if keys := differing(a.experiment, b.experiment):

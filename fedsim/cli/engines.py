@@ -11,12 +11,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import msgspec
 from rich.console import Console
@@ -90,11 +91,15 @@ class Job(Protocol):
 def submit(given: Submission, experiment: Experiment, fresh: bool) -> None:
     """Start a run, or go on with it, watch it and print the outcome. Raises FedsimError."""
     console, folder = Console(), _near(Path(given.folder))
-    check(ray=given.engine is Engine.SIMULATION)
-    if fresh:
-        _claim(given, folder)
+    check(ray=given.engine is Engine.SIMULATION, command=given.engine is not Engine.IN_PROCESS)
+    if fresh and any((folder / name).exists() for name in ("experiment.toml", FILE)):
+        raise CheckpointError(
+            f"{folder} holds a run already; `fedsim resume {folder}` continues it, --folder names another"
+        )
     play.print_line(console, f"  {experiment.algorithm} · {experiment.rounds} rounds · {given.engine.value}")
     with _job(given) as job:
+        if fresh:
+            _record(given, folder)
         _watch(console, job, folder, experiment, fresh)
     if (folder / "manifest.json").exists():
         finished(console, folder)
@@ -126,11 +131,7 @@ def submission_of(folder: Path) -> Submission | None:
     )
 
 
-def _claim(given: Submission, folder: Path) -> None:
-    if any((folder / name).exists() for name in ("experiment.toml", FILE)):
-        raise CheckpointError(
-            f"{folder} holds a run already; `fedsim resume {folder}` continues it, --folder names another"
-        )
+def _record(given: Submission, folder: Path) -> None:
     try:
         write_whole(folder / FILE, msgspec.json.format(msgspec.json.encode(given)))
     except OSError as error:
@@ -140,11 +141,12 @@ def _claim(given: Submission, folder: Path) -> None:
 @contextmanager
 def _job(given: Submission) -> Iterator[Job]:
     if given.engine is Engine.IN_PROCESS:
-        process = Process(given)
-        try:
-            yield process
-        finally:
-            process.stop()
+        with tempfile.TemporaryFile() as said:
+            process = Process(given, said)
+            try:
+                yield process
+            finally:
+                process.stop()
         return
     config = {"experiment": given.experiment, "folder": given.folder, "engine": given.engine.value}
     if given.engine is Engine.FLOWER:
@@ -187,8 +189,9 @@ class Run:
 class Process:
     """The apps in one process."""
 
-    def __init__(self, given: Submission) -> None:
-        folder = Path(given.folder)
+    def __init__(self, given: Submission, said: IO[bytes]) -> None:
+        """said: a file for what it says; a pipe would have to be emptied."""
+        self.said, folder = said, Path(given.folder)
         write_whole(folder / "submitted.toml", given.experiment.encode())
         env = environment()
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(app_folder()), env.get("PYTHONPATH", "")]))
@@ -199,25 +202,24 @@ class Process:
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+            stderr=self.said,
             cwd=given.directory,
             start_new_session=True,
         )
 
     def failure(self) -> str | None:
         """As the process ended."""
-        try:
-            _, said = self.process.communicate(timeout=0)
-        except subprocess.TimeoutExpired:
+        if (status := self.process.poll()) is None:
             return None
-        return "" if self.process.returncode == 0 else last_line(said).removeprefix("error: ")
+        self.said.seek(0)
+        said = self.said.read().decode(errors="replace")
+        return "" if status == 0 else last_line(said).removeprefix("error: ")
 
     def stop(self) -> None:
         """Every round is on disk."""
         if self.process.poll() is None:
             self.process.terminate()
-            self.process.communicate()
+            self.process.wait()
 
 
 def _watch(console: Console, job: Job, folder: Path, experiment: Experiment, fresh: bool) -> None:

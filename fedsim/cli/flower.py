@@ -28,6 +28,8 @@ SUPPORTED = ((1, 41), (1, 43))
 STARTING = 60.0
 """Seconds that a SuperLink may take to start."""
 
+SHARE = ("share", "fedsim", "app")
+
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -50,17 +52,17 @@ def app_folder() -> Path:
 
     Raises DeployError where it is in neither.
     """
-    checkout = Path(__file__).resolve().parents[2]
-    if (checkout / "server" / "app.py").is_file() and (checkout / "pyproject.toml").is_file():
-        return checkout
-    for file in distribution("fedsim").files or ():
-        if file.parts[-4:] == ("share", "fedsim", "app", "pyproject.toml"):
-            return Path(str(file.locate())).resolve().parent
+    home = Path(__file__).resolve().parents[2]
+    listed = [file for file in distribution("fedsim").files or () if file.parts[-4:] == (*SHARE, "pyproject.toml")]
+    # pip's list is wrong after --target, where the share folder is beside the package.
+    for folder in (home, *(Path(str(file.locate())).resolve().parent for file in listed), home.joinpath(*SHARE)):
+        if (folder / "server" / "app.py").is_file() and (folder / "pyproject.toml").is_file():
+            return folder
     raise DeployError("this installation of fedsim has no Flower app; install it again with pip, or run in a checkout")
 
 
-def check(ray: bool = False) -> None:
-    """Raise DeployError unless a Flower that fits is installed. ray: for its simulation."""
+def check(ray: bool = False, command: bool = True) -> None:
+    """Raise DeployError unless a Flower that fits is installed. ray, command: with its simulation, its command line."""
     extra = "flower-simulation" if ray else "flower"
     install = f"pip install 'fedsim[{extra}]'"
     try:
@@ -71,7 +73,7 @@ def check(ray: bool = False) -> None:
         raise DeployError(f"{error.name} is not installed for {sys.executable}; {install}") from None
     if not SUPPORTED[0] <= tuple(map(int, re.findall(r"\d+", found)[:2])) < SUPPORTED[1]:
         raise DeployError(f"flwr {found} is installed, expected 1.41 or 1.42; {install}")
-    if not _command("flwr").is_file():
+    if command and not _command("flwr").is_file():
         raise DeployError(f"there is no flwr command beside {sys.executable}; {install} there")
 
 

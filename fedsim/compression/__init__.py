@@ -7,9 +7,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedsim.compression.cohort import compress_difference, weighted_sums
+from fedsim.compression.cohort import compress_difference, send, weighted_sums
 from fedsim.compression.identity import Identity
-from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout
+from fedsim.compression.payload import (
+    Layout,
+    Levels,
+    LevelsLayout,
+    Payload,
+    Received,
+    Sparse,
+    Values,
+    ValuesLayout,
+)
 from fedsim.compression.quantize import Quantize
 from fedsim.randomness import Stream
 
@@ -21,9 +30,12 @@ __all__ = [
     "LevelsLayout",
     "Payload",
     "Quantize",
+    "Received",
+    "Sparse",
     "Values",
     "ValuesLayout",
     "compress_difference",
+    "send",
     "weighted_sums",
 ]
 

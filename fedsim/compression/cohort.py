@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedsim.compression import fused
-from fedsim.compression.payload import Levels, Payload
+from fedsim.compression import fused, sparse
+from fedsim.compression.payload import Levels, Payload, Received, Sparse
 from fedsim.compression.quantize import Quantize
 from fedsim.flat import tree_sum
 from fedsim.randomness import Stream
@@ -30,8 +30,22 @@ def compress_difference(
     return payload, memory + rate * compressor.decompress(payload, memory.dtype)
 
 
-def weighted_sums(compressor: Compressor, payload: Payload, weights: Tensor) -> Tensor:
-    """Sums over n rows of weight times decoded row, by ``tree_sum``. weights: float[m, n]. Returns float[m, d]."""
+def send(
+    compressor: Compressor, rows: Tensor, memory: Tensor, rate: float, noise: Stream, clients: Tensor, threads: int
+) -> Sparse | None:
+    """``compress_difference`` from and into the rows of ``clients`` in memory, float[N, d], where that is quicker.
+
+    Returns None, and nothing has happened, where it is not. threads: that may work at once.
+    """
+    return compressor.send(rows, memory, rate, noise, clients, threads) if isinstance(compressor, Quantize) else None
+
+
+def weighted_sums(compressor: Compressor, payload: Received, weights: Tensor) -> Tensor:
+    """Sums over n rows of weight >= 0 times decoded row, by ``tree_sum``. weights: float[m, n]; returns float[m, d]."""
+    if isinstance(payload, Sparse):
+        if len(payload.norms) and fused.usable(weights):
+            return sparse.weighted_sums(payload, weights)
+        payload = payload.dense()
     if isinstance(payload, Levels) and isinstance(compressor, Quantize):
         compressor.check(payload)
         if len(payload.levels) and fused.usable(weights) and fused.usable(payload.norms):

@@ -13,12 +13,13 @@ from fedsim import kernels
 from fedsim.compression.payload import Levels, LevelsLayout
 from fedsim.randomness import Stream
 
-_WHOLE = {torch.float32: np.int32, torch.float64: np.int64}
+WHOLE = {4: np.int32, 8: np.int64}
+"""Whole numbers of as many bytes as a float."""
 
 
 def usable(rows: Tensor) -> bool:
     """Whether there are kernels for these numbers: float32 or float64, on the CPU, with numba installed."""
-    return rows.dtype in _WHOLE and kernels.available(rows)
+    return rows.dtype in (torch.float32, torch.float64) and kernels.available(rows)
 
 
 def quantize(
@@ -45,7 +46,7 @@ def quantize(
         numbers,
         old,
         after,
-        (numbers if memory is None else after).view(_WHOLE[rows.dtype]),
+        (numbers if memory is None else after).view(WHOLE[rows.element_size()]),
         np.ascontiguousarray(clients.numpy(), np.int64),
         *noise.address,
         kind(layout.levels),

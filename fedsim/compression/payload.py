@@ -47,8 +47,33 @@ class Levels:
     norms: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """Quantized rows without the levels that are zero; what ``Levels`` says of the same rows, ``dense`` makes of it.
+
+    starts: int64[n + 1]; the nonzeros of row i are those from starts[i] to starts[i + 1]. places: int32[K], coordinate
+    of each nonzero, ascending in a row; levels: int32[K]; norms: float32[n, buckets].
+    """
+
+    layout: LevelsLayout
+    starts: Tensor
+    places: Tensor
+    levels: Tensor
+    norms: Tensor
+
+    def dense(self) -> Levels:
+        """With the zeros."""
+        n, d = len(self.norms), self.layout.d
+        rows = torch.repeat_interleave(torch.arange(n), self.starts.diff())
+        levels = torch.zeros(n * d, dtype=torch.int32)
+        levels[rows * d + self.places] = self.levels
+        return Levels(self.layout, levels.view(n, d), self.norms)
+
+
 Layout = ValuesLayout | LevelsLayout
 Payload = Values | Levels
+Received = Payload | Sparse
+"""What the server's arithmetic takes; only a ``Payload`` has an encoding, which is that of the same rows."""
 
 
 def row(payload: Payload, i: int) -> Payload:

@@ -31,8 +31,8 @@ import msgspec
 import torch
 from torch import Tensor
 
-from fedsim.compression import fused
-from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload
+from fedsim.compression import fused, sparse
+from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Sparse
 from fedsim.errors import DivergedError, WireError
 from fedsim.flat import tree_sum
 from fedsim.randomness import Stream
@@ -90,6 +90,19 @@ class Quantize(msgspec.Struct, frozen=True, tag_field="compressor", tag="quantiz
         if payload is None:
             raise DivergedError(_NOT_FINITE)
         return payload, after
+
+    def send(
+        self, rows: Tensor, memory: Tensor, rate: float, noise: Stream, clients: Tensor, threads: int
+    ) -> Sparse | None:
+        """See ``cohort.send``. Raises as ``compress``, and then some memories have been stepped."""
+        layout = LevelsLayout(rows.shape[1], self.levels, self._bucket(rows.shape[1]))
+        linf = self.norm == "linf"
+        if not (fused.usable(rows) and fused.usable(memory) and sparse.pays(layout, linf)):
+            return None
+        payload = sparse.quantize(rows, memory, rate, layout, linf, noise, clients, threads)
+        if payload is None:
+            raise DivergedError(_NOT_FINITE)
+        return payload
 
     def decompress(self, payload: Payload, dtype: torch.dtype) -> Tensor:
         """Levels -> dtype[n, d]: norm * level / s."""

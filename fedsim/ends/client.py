@@ -60,6 +60,8 @@ class ClientEnd:
             )
         self.round, server = frame.round, End(frame.epoch, frame.digest)
         if frame.kind is Kind.MEMORY:
+            # The model may have come in a call before this one, to another process.
+            self.parted = self.parted or not self._agrees(server)
             if self.parted and self.seen == frame.round:
                 self._refresh(server, self._row(frame)[None])
             return
@@ -86,6 +88,8 @@ class ClientEnd:
         """
         base, t = self.sender, self.seen
         if self.parted:
+            if self.store is not None and self.seen != NEVER:
+                self.store.save(Standing(self.model, self.seen, base))  # the memory follows alone
             return [self._frame(Kind.REFRESH, base.end, b"")]
         setup, ids, noise = self.setup, torch.tensor([self.number]), self.setup.stream(Purpose.UPLINK, t)
         solution = solve(
@@ -124,6 +128,14 @@ class ClientEnd:
             update = _update(message, compressor, layout, self.model.dtype).to(self.model.device)
             self.model = artemis.apply(self.model, update, self.setup.step_of(k))
         self.seen = frame.round
+
+    def _agrees(self, server: End) -> bool:
+        """Whether this state, or the pending one, is the one that the server speaks of."""
+        try:
+            self.sender.settle(server)
+        except PartedError:
+            return False
+        return True
 
     def _refresh(self, server: End, memory: Tensor | None) -> None:
         self.sender, self.parted = self.sender.refresh(server, self._afresh(memory)), False

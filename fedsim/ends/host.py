@@ -7,6 +7,7 @@ one, needs no configuration. The last experiment stays prepared (its data loaded
 from __future__ import annotations
 
 import tomllib
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -56,6 +57,10 @@ class Host:
             except OSError as error:
                 # What leaves must be on disk first; the next call will find the client as it was.
                 troubles.append((client, f"cannot keep its state ({error.strerror or error}); mend its disk"))
+                self.ends.pop(client, None)
+            except Exception as error:  # of one client's data or own part: the others go on
+                traceback.print_exception(error)
+                troubles.append((client, f"{type(error).__name__}: {' '.join(str(error).split())}; see the log there"))
                 self.ends.pop(client, None)
         return Answer(tuple(replies), tuple(troubles))
 

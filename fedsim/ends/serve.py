@@ -99,7 +99,7 @@ class Service:
     def _wait(self, gathering: Gathering, deadline: float) -> None:
         """Until everybody who was called has replied or is in trouble, enough have, or time is over.
 
-        Where everybody is in trouble they are called again: a machine may be about to come back.
+        Where everybody is in trouble they are called again, as long as one deadline: a machine may be about to return.
         """
         began = self.clock()
         gathering.call(gathering.members)
@@ -109,14 +109,14 @@ class Service:
                 break
             for parcel in self.post.collect(left):
                 gathering.take(parcel)
-            if not gathering.waiting and not gathering.replies:
+            if not gathering.waiting and not gathering.replies and self.clock() < began + deadline:
                 self.pause(min(PAUSE, deadline))
                 gathering.call(gathering.members)
         if gathering.members and not gathering.replies:
             reasons = {one.reason for one in gathering.incidents if one.what == "trouble"}
             raise DeployError(
                 f"round {gathering.round}: none of {len(gathering.members)} clients replied within "
-                + f"{PATIENCE * deadline:g} s"
+                + f"{self.clock() - began:.3g} s"
                 + (f" ({'; '.join(sorted(reasons))})" if reasons else "")
                 + "; mend the clients, then `fedsim resume` goes on with this round"
             )

@@ -10,15 +10,14 @@ second case no upload had left. At most five rows of d numbers, and the notes of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from fedsim import checkpoint
@@ -29,6 +28,9 @@ from fedsim.solvers.memory import Memory
 from fedsim.wire.link import End, Sender
 
 NEVER = -1
+
+_Row = tuple[str, tuple[int, ...], bytes]
+"""numpy's name of a type, a shape, the numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +85,30 @@ class Store:
 
 
 class Drawer:
-    """Two entries of a dictionary of bytes, for whoever carries that from call to call."""
+    """An entry of a dictionary of bytes, for whoever carries that from call to call; kept in MessagePack."""
 
     def __init__(self, drawers: MutableMapping[str, bytes], run: bytes, client: int) -> None:
         self.drawers, self.name = drawers, f"{run.hex()}.{client}"
 
     def save(self, standing: Standing) -> None:
-        """Replace both entries."""
+        """Replace the entry."""
         kept = _pack(standing)
-        self.drawers[f"{self.name}.tensors"] = save(dict(kept.tensors))
-        self.drawers[f"{self.name}.notes"] = json.dumps([kept.round, kept.notes]).encode()
+        arrays = {name: tensor.numpy() for name, tensor in kept.tensors.items()}
+        rows = {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
+        self.drawers[self.name] = msgspec.msgpack.encode((kept.round, kept.notes, rows))
 
     def load(self, device: torch.device) -> Standing | None:
         """What was saved last; None before the first time. Raises CheckpointError when it is damaged."""
+        if (entry := self.drawers.get(self.name)) is None:
+            return None
         try:
-            if (notes := self.drawers.get(f"{self.name}.notes")) is None:
-                return None
-            round, sides = json.loads(notes)
-            return _unpack(Checkpoint(round, load(self.drawers[f"{self.name}.tensors"]), sides), device)
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            round, notes, rows = msgspec.msgpack.decode(entry, type=tuple[int, dict[str, Any], dict[str, _Row]])
+            tensors = {
+                name: torch.from_numpy(np.frombuffer(octets, dtype).reshape(shape).copy())
+                for name, (dtype, shape, octets) in rows.items()
+            }
+            return _unpack(Checkpoint(round, tensors, notes), device)
+        except (msgspec.MsgspecError, KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"the kept state of client {self.name} is damaged ({error})") from None
 
 

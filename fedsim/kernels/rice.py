@@ -15,11 +15,11 @@ _BLOCK = 64
 _MANY = 16
 """Nonzeros in a block of 64 from which it costs less to look at all of it."""
 
-_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
 """All 64 six-bit words follow in its bits, so that its product with 2^i begins with a word that tells i."""
 
-_PLACES = np.zeros(64, np.uint8)
-_PLACES[[(int(_DE_BRUIJN) << i) % 2**64 >> 58 for i in range(64)]] = np.arange(64)
+PLACES = np.zeros(64, np.uint8)
+PLACES[[(int(DE_BRUIJN) << i) % 2**64 >> 58 for i in range(64)]] = np.arange(64)
 _CODES = 15
 
 
@@ -53,7 +53,7 @@ def _gaps(levels: Row, gaps: Gaps) -> int:
         else:
             for _ in range(filled):
                 low = mask & (~mask + one)
-                at = np.int32(start + np.int64(_PLACES[(low * _DE_BRUIJN) >> np.uint64(58)]))
+                at = np.int32(start + np.int64(PLACES[(low * DE_BRUIJN) >> np.uint64(58)]))
                 gaps[count] = np.int32(at - after)
                 count += one
                 after = np.int32(at + 1)
@@ -93,6 +93,16 @@ def _fits(levels: Row, norms: NDArray[np.float32], bucket: int) -> bool:
 
 
 @compiled
+def _body(gaps: Gaps, top: int, header: int, dense: int) -> int:
+    """Bytes of a body. top: the largest magnitude."""
+    b, quotients = _remainder_bits(gaps)
+    width = 0
+    while top - 1 >> width > 0:
+        width += 1
+    return (min(header + len(gaps) * (2 + width + b) + quotients, dense) + 7) // 8
+
+
+@compiled
 def message_bytes(
     levels: NDArray[np.int32], norms: NDArray[np.float32], s: int, bucket: int, header: int, dense: int, out: Ints
 ) -> bool:
@@ -110,13 +120,24 @@ def message_bytes(
             some |= norm > 0
         if top > s or not finite or not _fits(levels[i], norms[i], bucket):
             return False
-        body = 0
-        if some:
-            count = _gaps(levels[i], gaps)
-            b, quotients = _remainder_bits(gaps[:count])
-            width = 0
-            while top - 1 >> width > 0:
-                width += 1
-            body = (min(header + count * (2 + width + b) + quotients, dense) + 7) // 8
+        body = _body(gaps[: _gaps(levels[i], gaps)], top, header, dense) if some else 0
         out[i] = 4 * len(norms[i]) + body
     return True
+
+
+@compiled
+def sparse_bytes(
+    starts: Ints, places: Gaps, levels: Row, norms: NDArray[np.float32], header: int, dense: int, out: Ints
+) -> None:
+    """As ``message_bytes``, of rows without their zeros, which fit. starts: int64[n + 1]; places, levels: int32[K]."""
+    gaps = np.empty(len(places), np.int32)
+    for i in range(len(norms)):
+        first, last = starts[i], starts[i + 1]
+        after, some = np.int32(0), False
+        for k in range(first, last):
+            gaps[k] = places[k] - after
+            after = np.int32(places[k] + 1)
+        for norm in norms[i]:
+            some |= norm > 0
+        body = _body(gaps[first:last], _largest(levels[first:last]), header, dense) if some else 0
+        out[i] = 4 * len(norms[i]) + body

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.algorithms.artemis import Cohort
-from fedsim.compression import Payload
+from fedsim.compression import Payload, Received
 from fedsim.ledger import Direction, Entry, Lines
 from fedsim.simulation.setup import Setup
 from fedsim.simulation.state import State
@@ -35,8 +35,13 @@ def exchange(setup: Setup, state: State, cohort: Cohort, payload: Payload, kind:
     """Send one message a client and receive them. Returns what the server decoded; the links of both ends advance."""
     if setup.experiment.run.wire == "real":
         return _send(setup, state, cohort, payload, kind)
+    return payload, counted(state, cohort, payload)
+
+
+def counted(state: State, cohort: Cohort, payload: Received) -> Lengths:
+    """What ``exchange`` does where only lengths are computed."""
     state.store.epochs[cohort.clients.cpu().numpy()] += 1
-    return payload, framed(coding.size(payload).numpy() // 8)
+    return framed(coding.size(payload).numpy() // 8)
 
 
 def update_bytes(setup: Setup, update: Payload) -> int:

@@ -11,7 +11,8 @@
                  copying it beside the others only costs: full gradients of logistic regression are three times as
                  fast stacked at 10^4 numbers, and slower from 10^5 on. Otherwise sequential.
                  Either is spread over workers where there are cores, run.threads = 1, and a round is long: at least
-                 ``LONG`` samples times coordinates.
+                 ``LONG`` samples times coordinates, which take some five milliseconds or more. Therefore a long round
+                 is stacked in at least two groups, also where there is one core.
     small        stacked groups of a task of one layer, with steps of at most 2^16 samples times coordinates, take them
                  in a compiled loop on the CPU (``fedsim.solvers.small``): two to five times as fast for 10 clients;
                  in larger steps products over all clients catch up
@@ -22,6 +23,7 @@ The number of cores decides about workers alone, so not about bits.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from fedsim.experiment import Experiment
 
 CACHED, LEAST = 6 * 2**20, 4
-WIDE, LONG = 2**16, 2**28
+WIDE, LONG = 2**16, 2**26
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,13 @@ def choose(experiment: Experiment, task: Task, federation: Federation, device: t
     chunk = run.chunk
     if run.executor == "stacked" or (run.executor == "auto" and not chunk and _pays(experiment, task, federation)):
         chunk = chunk or chunk_of(task.dim, task.initial(0).element_size())
+        if run.executor == "auto" and _long(experiment, task, federation):
+            chunk = min(chunk, max(2, math.ceil(_expected(experiment, federation) / 2)))
     chunk = chunk or 1
     if run.executor == "workers":
         return Choice("workers", chunk, run.workers or cores())
-    if run.executor == "auto" and _long(experiment, task, federation, chunk) and not _unspreadable(experiment, device):
+    spread = run.executor == "auto" and cores() > 1 and _expected(experiment, federation) > chunk
+    if spread and _long(experiment, task, federation) and not _unspreadable(experiment, device):
         return Choice("workers", chunk, run.workers or cores())
     return Choice("sequential" if chunk == 1 else "stacked", chunk, 0)
 
@@ -127,9 +132,9 @@ def _pays(experiment: Experiment, task: Task, federation: Federation) -> bool:
     return min(mean, experiment.local.batch or mean) * inputs <= WIDE
 
 
-def _long(experiment: Experiment, task: Task, federation: Federation, chunk: int) -> bool:
-    """Whether a round is worth being spread: several groups, and enough to do."""
+def _long(experiment: Experiment, task: Task, federation: Federation) -> bool:
+    """Whether a round is worth being spread: enough to do."""
     clients, local = _expected(experiment, federation), experiment.local
     mean = len(federation.targets) / federation.clients
     each = local.epochs * mean if local.epochs else local.steps * min(mean, local.batch or mean)
-    return cores() > 1 and clients >= 2 * chunk and clients * each * task.dim >= LONG
+    return clients * each * task.dim >= LONG

@@ -54,5 +54,9 @@ class Rows:
             self.dense.numpy()[clients.cpu().numpy()] = rows.numpy()  # three times as fast as index_copy_
         else:
             self.dense.index_copy_(0, clients.to(self.dense.device), rows)
+        self.written()
+
+    def written(self) -> None:
+        """To be called after writing into ``dense``: pages of a file leave the memory."""
         if self._map is not None:
             self._map.madvise(mmap.MADV_DONTNEED)

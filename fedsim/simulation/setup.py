@@ -82,6 +82,11 @@ class Setup:
         ask = Ask(models, clients.cpu(), stream, memories)
         return solve_into(self.task, self.federation, plan, ask, rows.of(len(clients)))
 
+    @property
+    def threads(self) -> int:
+        """That compression may use: as many as there are workers, which wait meanwhile."""
+        return self.choice.workers or self.experiment.run.threads
+
     def close(self) -> None:
         """End the processes of the executor."""
         if self.workers is not None:

@@ -11,19 +11,19 @@ process dies: then their pipe ends. A larger cohort than any before takes a new 
 from __future__ import annotations
 
 import multiprocessing
-import pickle
 import signal
 import weakref
 from collections.abc import Mapping
 from mmap import mmap
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor
 
 from fedsim.errors import WorkerError
 from fedsim.randomness import Stream
+from fedsim.simulation.messages import Work, answer_bytes, answer_of, work_bytes, work_of
 from fedsim.solvers.local import gathered, groups_of, solve_group
 from fedsim.solvers.memory import Memory
 from fedsim.solvers.plan import Ask, Done, Group, Plan, Rows, Solution
@@ -75,16 +75,17 @@ class Workers:
             for i in busy:
                 theirs = [groups[g] for g in shares[i]]
                 known = {c: memories[c] for group in theirs for c in map(numbers.__getitem__, group) if c in memories}
-                self._send(i, (shared, numbers, stream, known, theirs))
+                self._send(i, Work(shared, numbers, stream, known, theirs))
             answers = {i: self._receive(i) for i in busy}
         except BaseException:
             self.close()
             raise
         done: dict[int, Done] = {}
         for i in busy:
-            if isinstance(answers[i], BaseException):
-                raise answers[i]
-            done |= zip(shares[i], answers[i], strict=True)
+            answer = answers[i]
+            if isinstance(answer, BaseException):
+                raise answer
+            done |= zip(shares[i], answer, strict=True)
         return gathered(
             groups, [done[g] for g in range(len(groups))], Rows(self._rows.direction[:n], self._rows.losses[:n].clone())
         )
@@ -111,15 +112,15 @@ class Workers:
             self._processes.append(process)
         self._stop = weakref.finalize(self, _end, self._pipes, self._processes)
 
-    def _send(self, i: int, message: Any) -> None:
+    def _send(self, i: int, work: Work) -> None:
         try:
-            self._pipes[i].send_bytes(pickle.dumps(message))
+            self._pipes[i].send_bytes(work_bytes(work))
         except (BrokenPipeError, ConnectionResetError):
             self._died(i)
 
-    def _receive(self, i: int) -> Any:
+    def _receive(self, i: int) -> list[Done] | BaseException:
         try:
-            return pickle.loads(self._pipes[i].recv_bytes())
+            return answer_of(self._pipes[i].recv_bytes())
         except (EOFError, ConnectionResetError):
             self._died(i)
 
@@ -162,32 +163,20 @@ def _work(pool: Workers, pipe: Connection, others: list[Connection]) -> None:
         except (EOFError, OSError):
             return
         try:
-            answer: Any = _answer(pool, message)
+            answer = answer_bytes(_answer(pool, work_of(message)))
         except BaseException as error:
-            answer = error
+            answer = answer_bytes(error)
         try:
-            pipe.send_bytes(_pickled(answer))
+            pipe.send_bytes(answer)
         except OSError:
             return
 
 
-def _answer(pool: Workers, message: bytes) -> list[Done]:
-    shared, numbers, stream, known, groups = pickle.loads(message)
-    n, clients = len(numbers), torch.tensor(numbers)
-    models = pool._models[:1].expand(n, -1) if shared else pool._models[:n]
-    ask, rows = Ask(models, clients, stream, known), pool._rows.of(n)
-    return [solve_group(pool.task, pool.federation, pool.plan, ask, group, rows) for group in groups]
-
-
-def _pickled(answer: Any) -> bytes:
-    """An error that does not survive pickling goes as its text."""
-    try:
-        content = pickle.dumps(answer)
-        if isinstance(answer, BaseException):
-            pickle.loads(content)
-    except Exception:
-        content = pickle.dumps(RuntimeError(f"{type(answer).__name__}: {answer}"))
-    return content
+def _answer(pool: Workers, work: Work) -> list[Done]:
+    n, clients = len(work.numbers), torch.tensor(work.numbers)
+    models = pool._models[:1].expand(n, -1) if work.shared else pool._models[:n]
+    ask, rows = Ask(models, clients, work.stream, work.known), pool._rows.of(n)
+    return [solve_group(pool.task, pool.federation, pool.plan, ask, group, rows) for group in work.groups]
 
 
 def _shared(rows: int, width: int, dtype: torch.dtype) -> Tensor:

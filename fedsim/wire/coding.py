@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim import kernels
-from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout
+from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Received, Sparse, Values, ValuesLayout
 from fedsim.errors import WireError
 from fedsim.wire.bits import (
     Bits,
@@ -79,11 +79,13 @@ def longest(layout: Layout) -> int:
     return 4 * layout.buckets + _dense_bytes(layout)
 
 
-def size(payload: Payload) -> Tensor:
+def size(payload: Received) -> Tensor:
     """Bits of each row's message, int64[n]: 8 * the length of its encoding, without making it.
 
     Raises WireError where ``encode`` does.
     """
+    if isinstance(payload, Sparse):
+        return _sparse_size(payload)
     if isinstance(payload, Values):
         _check_values(payload)
         return torch.full((len(payload.values),), 8 * longest(payload.layout))
@@ -296,6 +298,24 @@ def _group_sizes(layout: LevelsLayout) -> tuple[int, int, int]:
     base = 2 * layout.levels + 1
     size = group(base)
     return size, group_width(size, base), group_width(layout.d % size, base)
+
+
+def _sparse_size(payload: Sparse) -> Tensor:
+    """As ``size``, of rows that a compressor made."""
+    from fedsim.kernels import rice
+
+    longest(payload.layout)
+    octets = np.empty(len(payload.norms), np.int64)
+    rice.sparse_bytes(
+        payload.starts.numpy(),
+        payload.places.numpy(),
+        payload.levels.numpy(),
+        payload.norms.numpy(),
+        _header_bits(payload.layout),
+        _dense_bits(payload.layout),
+        octets,
+    )
+    return torch.from_numpy(8 * octets)
 
 
 def _check_shapes(payload: Levels) -> None:

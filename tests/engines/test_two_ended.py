@@ -23,12 +23,14 @@ import fedsim
 from fedsim.algorithms.artemis import Cohort
 from fedsim.ends.client import ClientEnd
 from fedsim.ends.server import ServerEnd
+from fedsim.ends.store import Drawer
 from fedsim.errors import ConfigError, WireError
 from fedsim.experiment import Experiment
 from fedsim.ledger import Direction, Entry, Ledger
 from fedsim.simulation.engine import play
 from fedsim.simulation.setup import Setup, prepare
 from fedsim.simulation.state import initial_state
+from fedsim.wire import Kind, decode_frame
 
 Loses = Callable[[int, int], bool]
 
@@ -249,6 +251,34 @@ def test_a_server_that_is_stopped_goes_on(name: str) -> None:
     assert server.ledger.totals == whole.ledger.totals
     with pytest.raises(ValueError, match="does not fit"):
         ServerEnd(prepare(replace_data(experiment))).restore(20, expected)
+
+
+def test_a_client_that_is_made_anew_for_every_call_is_refreshed() -> None:
+    """All that it knows is in a drawer, which was emptied; the model comes in one call, the memory in the next."""
+    often = {"scheme": "bernoulli", "p": 0.3}
+    given = Experiment.of(**LINEAR, rounds=60, seed=5, participation=often, run={"executor": "sequential"})
+    expected = fedsim.run(given)
+    setup, kinds = prepare(given), []
+    server, drawers = ServerEnd(setup, ledger=Ledger()), dict[str, bytes]()
+
+    def call(client: int) -> list[bytes]:
+        end, frames = ClientEnd(setup, client, Drawer(drawers, setup.run, client)), server.call(client)
+        kinds.append([decode_frame(frame, 2**20).kind for frame in frames])
+        for frame in frames:
+            end.hear(frame)
+        return end.answer()
+
+    for t in range(given.rounds):
+        cohort, replies = setup.cohort(t), []
+        if t in (20, 40):
+            drawers.clear()
+        for i in cohort.clients.tolist():
+            frames = call(i)
+            replies.append((i, call(i) if server.wants(i, frames) else frames))
+        assert server.absorb(replies, cohort).clients.tolist() == cohort.clients.tolist()
+    assert [Kind.MEMORY] in kinds
+    assert [Kind.MODEL, Kind.MEMORY] in kinds
+    assert server.model.numpy().tobytes() == expected.model.numpy().tobytes()
 
 
 def replace_data(experiment: Experiment) -> Experiment:

@@ -40,6 +40,7 @@ QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
     "RAY_USAGE_STATS_ENABLED": "0",
     "NO_PROXY": "127.0.0.1,localhost",
     "OMP_NUM_THREADS": "1",
@@ -69,19 +70,15 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def end(mark: str, seconds: float = 0.0) -> None:
-    """Ask marked processes to stop, kill what is left after so many seconds, and wait until none is left."""
-    for number in marked(mark) if seconds else ():
-        with suppress(ProcessLookupError):
-            os.kill(number, signal.SIGTERM)
-    patience, limit = time.monotonic() + seconds, time.monotonic() + seconds + 10
+def end(mark: str) -> None:
+    """SIGKILL to marked processes, until none is left: they may be starting others."""
+    limit = time.monotonic() + 10
     while left := marked(mark):
         if time.monotonic() > limit:
             raise FlowerError(f"processes {left} outlive SIGKILL")
-        if time.monotonic() >= patience:
-            for number in left:
-                with suppress(ProcessLookupError):
-                    os.kill(number, signal.SIGKILL)
+        for number in left:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
         time.sleep(0.05)
 
 

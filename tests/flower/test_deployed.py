@@ -50,16 +50,12 @@ def compared(first: Path, second: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 def test_a_small_deployment_is_the_simulation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And a run that cannot begin says why; and no process is left."""
+    """And no process is left."""
     experiment = Experiment.of(**SMALL, **HALF, rounds=2)
     run(experiment, tmp_path / "simulated")
     with deployment(tmp_path / "f", machines=2) as machines:
         machines.run(experiment, tmp_path / "deployed")
-        federation = machines.federation
-        failed = federation.run(ROOT, {"experiment": "rounds = 0"})
-        with pytest.raises(FlowerError, match="rounds"):
-            failed.completed()
-        marks = [program.mark for program in (federation.link, *federation.nodes, *machines.workers)]
+        marks = [one.mark for one in (machines.federation.link, *machines.federation.nodes, *machines.workers)]
         assert all(marked(mark) for mark in marks)
     out = compared(tmp_path / "simulated", tmp_path / "deployed", monkeypatch, capsys)
     assert "down: Flower message bytes" in out
@@ -110,6 +106,13 @@ def test_a_machine_killed_half_way_comes_back_as_another_node(
     with (folder / "messages.csv").open() as file:
         nodes = {line["node"] for line in csv.DictReader(file)}
     assert len(nodes) == 4, "the machine that was killed has two numbers"
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_begin_says_why(three: Deployment) -> None:
+    failed = three.federation.run(ROOT, {"experiment": "rounds = 0"})
+    with pytest.raises(FlowerError, match=r"finished:failed:(.|\n)*rounds"):
+        failed.completed()
 
 
 def incidents(folder: Path) -> list[dict[str, str]]:

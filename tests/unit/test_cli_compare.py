@@ -140,7 +140,7 @@ def test_messages_and_sockets_where_they_were_counted(compare: Compare, place: P
 def test_names_are_printed_as_they_are(compare: Compare, place: Path) -> None:
     (place / "real").rename(place / "[red]:dog:")
     status, out, _ = compare("counted", "[red]:dog:")
-    assert (status, "[red]:dog:" in out.splitlines()[0]) == (0, True)
+    assert (status, "[red]:dog:" in out.splitlines()[1]) == (0, True)
 
 
 def test_what_cannot_be_compared(compare: Compare, place: Path) -> None:

@@ -54,7 +54,7 @@ def of(**tables: Any) -> Experiment:
         ({"direction": {"kind": "momentum"}}, Choice("stacked", ALL, 0)),
         ({"direction": {"kind": "sam"}}, Choice("stacked", ALL, 0)),
         ({"run": {"precision": "float64"}}, Choice("stacked", ALL // 2, 0)),
-        ({"task": {"kind": "mlp", "hidden": [500]}}, Choice("stacked", 41, 0)),
+        ({"task": {"kind": "mlp", "hidden": [400]}}, Choice("stacked", 52, 0)),
         ({"rate": {"rule": "salr"}, "local": STEPS}, SEQUENTIAL),
         ({"direction": {"kind": "whitened"}}, SEQUENTIAL),
         ({"participation": {"scheme": "k-of-n", "k": 1}}, SEQUENTIAL),
@@ -76,6 +76,21 @@ def test_the_rule(tables: dict[str, Any], expected: Choice) -> None:
 
 def tanh(shape: tuple[int, ...], classes: int) -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(shape[0], 4), torch.nn.Tanh(), torch.nn.Linear(4, classes))
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize(("clients", "chunk"), [(12, 6), (5, 3), (3, 2)])
+def test_a_long_round_has_two_groups(clients: int, chunk: int, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of the cache would hold all of them."""
+    monkeypatch.setattr(executors, "cores", lambda: cores)
+    local = {"epochs": 2, "batch": 10, "order": "reshuffle", "step": 0.1}
+    participation = {"scheme": "k-of-n", "k": clients}
+    task = {"kind": "mlp", "hidden": [2000]}
+    expected = Choice("workers", chunk, 2) if cores > 1 else Choice("stacked", chunk, 0)
+    assert prepare(of(task=task, local=local, participation=participation)).choice == expected
+    short = {**local, "epochs": 1}
+    small = {"kind": "mlp", "hidden": [100]}
+    assert prepare(of(task=small, local=short, participation=participation)).choice == Choice("stacked", 209, 0)
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, Choice("stacked", 4, 0)), (8, Choice("workers", 4, 8))])
