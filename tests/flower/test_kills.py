@@ -303,7 +303,7 @@ def worker_campaign(three: Workers, place: Path, draw: random.Random, runs: int,
 
 
 def test_killed_workers(three: Workers, tmp_path: Path) -> None:
-    worker_campaign(three, tmp_path, random.Random(1), runs=3, rounds=25)
+    worker_campaign(three, tmp_path, random.Random(1), runs=3, rounds=15)
 
 
 @pytest.mark.slow
@@ -359,7 +359,7 @@ def server_campaign(three: Workers, place: Path, draw: random.Random, kills: int
 
 
 def test_killed_servers(three: Workers, tmp_path: Path) -> None:
-    server_campaign(three, tmp_path, random.Random(3), kills=2, rounds=20)
+    server_campaign(three, tmp_path, random.Random(3), kills=2, rounds=12)
 
 
 @pytest.mark.slow
