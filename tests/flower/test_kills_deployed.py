@@ -52,7 +52,7 @@ def test_machines_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         for machine, away in zip(draw.sample(range(MACHINES), MACHINES), (0.0, 10.0, 100.0), strict=True):
             # In the middle of a round in which one of its clients is called.
             round = next(t for t in range(max(1, len(instants) + 1), 12) if called(given, t, machine))
-            instants_of(instants, round, seconds=240)
+            instants_of(instants, round, seconds=480)
             time.sleep(draw.uniform(0.0, 4.0))
             machines.kill(machine)
             killed = time.time()
@@ -60,7 +60,7 @@ def test_machines_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
                 time.sleep(0.1)
             back = time.time()
             machines.start(machine)
-            instants_of(instants, round + 1, seconds=240)
+            instants_of(instants, round + 1, seconds=480)
             said.append(
                 f"back after {back - killed:.1f} s: the round lasted {instants[round] - instants[round - 1]:.1f} s"
             )
@@ -84,7 +84,7 @@ def called(given: Experiment, round: int, machine: int) -> bool:
 @pytest.mark.slow
 def test_superlink_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With its database, and started again; ``fedsim resume`` goes on with the next round, bitwise."""
-    given, folder, text = experiment({**SMALL, "rounds": 9, "seed": 6}), tmp_path / "deployed", tmp_path / "x.toml"
+    given, folder, text = experiment({**SMALL, "rounds": 7, "seed": 6}), tmp_path / "deployed", tmp_path / "x.toml"
     text.write_text(given.toml())
     draw, said = random.Random(8), list[str]()
     with deployment(tmp_path / "f", machines=MACHINES, database=True) as machines:
@@ -98,20 +98,22 @@ def test_superlink_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
         process = fedsim("run", text, "--engine", "flower", "--superlink", "here", "--folder", folder)
         with watched(folder / "ledger.csv") as instants:
-            for round in (2, 4, 6):
-                instants_of(instants, round, seconds=240)
+            for round in (1, 3, 5):
+                instants_of(instants, round, seconds=480)
                 time.sleep(draw.uniform(0.0, 4.0))
                 complete, killed = len(instants), time.time()
                 link.link.kill()
-                out, _ = process.communicate(timeout=120)
-                assert process.returncode == 2, out
-                assert f"fedsim resume {folder}" in " ".join(out.split()), out
-                link.start_link()
+                if round == 3:  # the command may not notice that it was gone, only that the run has failed
+                    link.start_link()
+                out, _ = process.communicate(timeout=240)
+                assert (process.returncode, "`fedsim resume deployed` goes on" in out) == (2, True), out
+                if round != 3:
+                    link.start_link()
                 up = time.time()
                 process = fedsim("resume", folder)
-                instants_of(instants, complete + 1, seconds=240)
+                instants_of(instants, complete + 1, seconds=480)
                 said.append(f"up again after {up - killed:.1f} s, next round {instants[complete] - up:.1f} s later")
-            out, _ = process.communicate(timeout=240)
+            out, _ = process.communicate(timeout=480)
         assert process.returncode == 0, out
         assert_unforgotten(machines, given, folder)
     expected = tmp_path / "expected"
