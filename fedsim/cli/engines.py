@@ -179,7 +179,9 @@ class Run:
         if status == "finished:completed":
             return ""
         reason = last_line(details).partition("failed with exception: ")
-        return (reason[2] or reason[0]) if details else status.replace(":", ", ")
+        # The app's own words have the way out; of a run that Flower ended, all complete rounds are on disk.
+        ended = f"Flower's run {self.number} is {status.replace(':', ', ')}"
+        return reason[2] or f"{ended} ({reason[0]}); `fedsim resume` goes on from the last complete round"
 
     def stop(self) -> None:
         """By Flower's own command."""

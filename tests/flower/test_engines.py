@@ -178,6 +178,18 @@ def test_a_superlink_that_is_gone_in_the_middle(
         engines._watch(Console(), job, Path("a"), experiment(ARTEMIS), fresh=True)
 
 
+def test_a_run_whose_server_app_died_with_a_superlink_that_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What flwr 1.41 says of it a minute later; an app that has failed has its own way out."""
+    said = "No heartbeat received from the task"
+    link = flower.Flower("here", {})
+    monkeypatch.setattr(link, "status", lambda number: ("finished:failed", said))
+    assert engines.Run(link, "7").failure() == (
+        f"Flower's run 7 is finished, failed ({said}); `fedsim resume` goes on from the last complete round"
+    )
+    said = "Traceback:\n  x\nServerApp failed with exception: no node is connected; start one"
+    assert engines.Run(link, "7").failure() == "no node is connected; start one"
+
+
 def test_a_run_that_flower_started_is_flowers(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "manifest.json").write_text('{"engine": "flower"}')
