@@ -113,6 +113,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("experiment", type=Path, help="TOML file")
     parser.add_argument("folder", type=Path, help="where to leave the run folder")
     parser.add_argument("--nodes", type=int, default=1, help="that share the clients")
+    parser.add_argument(
+        "--worker",
+        action="append",
+        default=[],
+        metavar="unix:PATH",
+        help="of a node, one after another; then no --nodes",
+    )
     given = parser.parse_args(arguments)
     logging.getLogger("flwr").setLevel(logging.WARNING)
     try:
@@ -121,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "folder": str(given.folder),
             "engine": "flower-in-process",
         }
-        grid = InProcessGrid(client_app, config, given.nodes)
+        workers: list[UserConfig] = [{"worker": address} for address in given.worker]
+        grid = InProcessGrid(client_app, config, len(workers) or given.nodes, config=workers)
         server_app(grid, Context(1, SERVER, {}, RecordDict(), config))
     except FedsimError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -228,7 +228,10 @@ def _watch(console: Console, job: Job, folder: Path, experiment: Experiment, fre
     printed = -1 if fresh else (_metrics(folder)[-1:] or [{"round": -1}])[0]["round"]
     try:
         while True:
-            failure = job.failure()
+            try:
+                failure = job.failure()
+            except DeployError as error:
+                raise DeployError(f"{error}; then `fedsim resume {folder}` goes on with this run") from None
             for line in _metrics(folder):
                 done = line["round"]
                 if done > printed and (done % every == 0 or done == experiment.rounds):

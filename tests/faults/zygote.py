@@ -6,11 +6,13 @@ One JSON request a line on standard input, one JSON answer a line on standard ou
     signals                 [[seconds after the fork, signal number], ...]
     module                  whose main() runs instead of fedsim's
     fault                   {"root", "at", "kind", "part", "log", "shadow"}: see ``Disk``; none: nothing is patched
+    detached                true: not awaited, the answer is {"pid"}; later {"poll": pid} asks for {"status"}, or null
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import io
 import json
@@ -176,6 +178,7 @@ class Shadow:
 
 
 def child(request: Request) -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it does not outlive this process
     os.chdir(request["cwd"])
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), descriptor)
@@ -183,7 +186,7 @@ def child(request: Request) -> None:
     sys.argv = ["fedsim", *request["argv"]]
     status = 0
     try:
-        (import_module(request["module"]).main if "module" in request else main)()
+        status = (import_module(request["module"]).main if "module" in request else main)() or 0
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
@@ -196,10 +199,15 @@ def child(request: Request) -> None:
 
 
 def serve(request: Request) -> dict[str, Any]:
+    if "poll" in request:
+        done, status = os.waitpid(request["poll"], os.WNOHANG)
+        return {"status": os.waitstatus_to_exitcode(status) if done else None}
     began = time.monotonic()
     pid = os.fork()
     if pid == 0:
         child(request)
+    if request.get("detached"):
+        return {"pid": pid}
     signals = list(request.get("signals", []))
     while True:
         done, status = os.waitpid(pid, os.WNOHANG if signals else 0)

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import fedsim
-from fedsim.cli import flower
+from fedsim.cli import engines, flower
 from fedsim.cli.flower import QUIET
 from fedsim.errors import DeployError
 from tests.flower.driven import ARTEMIS, NASTYA, assert_same, experiment
@@ -165,6 +166,16 @@ def test_mistakes_are_one_line(options: str, expected: str, tmp_path: Path, home
     written(tmp_path, ARTEMIS)
     refused(call(tmp_path, "run", "x.toml", "--folder", "a", *options.split(), env=home), expected)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_superlink_that_is_gone_in_the_middle(
+    tmp_path: Path, home: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes its ServerApp with it; the run folder has all complete rounds."""
+    monkeypatch.setenv("FLWR_HOME", home["FLWR_HOME"])
+    job = engines.Run(flower.Flower("gone", flower.environment()), "1")
+    with pytest.raises(DeployError, match=r"^no SuperLink at 127.0.0.1:9; start .*; then `fedsim resume a` goes on"):
+        engines._watch(Console(), job, Path("a"), experiment(ARTEMIS), fresh=True)
 
 
 def test_a_run_that_flower_started_is_flowers(tmp_path: Path) -> None:
