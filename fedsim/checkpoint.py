@@ -7,11 +7,12 @@ other file serves.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,25 @@ def sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def alone(folder: Path, refusal: str) -> Iterator[None]:
+    """Keep other processes out of a folder while inside; the system lets go when the process dies.
+
+    Raises CheckpointError with ``refusal`` when another process is inside.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(refusal) from None
+        except OSError:
+            pass  # some network file systems have no locks
+        yield
     finally:
         os.close(descriptor)
 

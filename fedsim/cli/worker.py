@@ -21,6 +21,7 @@ def worker(
     """Compute for the clients of a Flower node, round after round, until SIGTERM; start it again where it was."""
     import os
 
+    from fedsim.checkpoint import alone
     from fedsim.ends.host import Host
     from fedsim.ends.store import Store
     from fedsim.simulation.setup import device_of
@@ -33,4 +34,5 @@ def worker(
     def ready() -> None:
         print(f"fedsim worker: process {os.getpid()}, at unix:{socket}, clients in {folder}", flush=True)
 
-    server.run(Host(lambda run, client: Store(folder, run, client), device), socket, ready)
+    with alone(folder, f"--folder {folder}: another worker keeps its clients there; stop it, or give another folder"):
+        server.run(Host(lambda run, client: Store(folder, run, client), device), socket, ready)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.kernels.compile import compiled
-from fedsim.kernels.rice import Gaps, Row, _fits, _gaps, _largest, _remainder_bits
+from fedsim.kernels.rice import Gaps, Row, fits, gaps_of, largest, remainder_bits
 
 Bytes = NDArray[np.uint8]
 
@@ -66,15 +66,15 @@ def write(
     header: bits before the planes; dense: bits of a dense body; digits: of a group, its bits, bits of the last group;
     gaps: int32[d], scratch; out: as long as a dense body.
     """
-    top, some = _largest(levels), False
+    top, some = largest(levels), False
     for norm in norms:
         some |= norm > 0
-    if top > s or not _fits(levels, norms, bucket):
+    if top > s or not fits(levels, norms, bucket):
         return -1
     if not some:
         return 0
-    count = _gaps(levels, gaps)
-    b, quotients = _remainder_bits(gaps[:count])
+    count = gaps_of(levels, gaps)
+    b, quotients = remainder_bits(gaps[:count])
     width = 0
     while top - 1 >> width > 0:
         width += 1

@@ -24,7 +24,7 @@ _CODES = 15
 
 
 @compiled
-def _largest(levels: Row) -> int:
+def largest(levels: Row) -> int:
     """Largest magnitude; 0 of nothing."""
     low, high = np.int32(0), np.int32(0)
     for i in range(len(levels)):
@@ -33,7 +33,7 @@ def _largest(levels: Row) -> int:
 
 
 @compiled
-def _gaps(levels: Row, gaps: Gaps) -> int:
+def gaps_of(levels: Row, gaps: Gaps) -> int:
     """Zeros before each nonzero; returns the number of nonzeros. gaps: as long as the row, scratch beyond them."""
     count, after, one = np.uint64(0), np.int32(0), np.uint64(1)
     for start in range(0, len(levels), _BLOCK):
@@ -71,7 +71,7 @@ def _quotients(gaps: Gaps, b: int) -> int:
 
 
 @compiled
-def _remainder_bits(gaps: Gaps) -> tuple[int, int]:
+def remainder_bits(gaps: Gaps) -> tuple[int, int]:
     """The best b, and its sum of quotients: the first b that the next does not beat, as the length is convex in b."""
     b, quotients = 0, _quotients(gaps, 0)
     while b < _CODES - 1:
@@ -83,19 +83,19 @@ def _remainder_bits(gaps: Gaps) -> tuple[int, int]:
 
 
 @compiled
-def _fits(levels: Row, norms: NDArray[np.float32], bucket: int) -> bool:
+def fits(levels: Row, norms: NDArray[np.float32], bucket: int) -> bool:
     """Whether levels are zero where their norm is."""
     stray = 0
     for k in range(len(norms)):
         if norms[k] == 0:
-            stray += _largest(levels[k * bucket : (k + 1) * bucket])
+            stray += largest(levels[k * bucket : (k + 1) * bucket])
     return stray == 0
 
 
 @compiled
 def _body(gaps: Gaps, top: int, header: int, dense: int) -> int:
     """Bytes of a body. top: the largest magnitude."""
-    b, quotients = _remainder_bits(gaps)
+    b, quotients = remainder_bits(gaps)
     width = 0
     while top - 1 >> width > 0:
         width += 1
@@ -114,13 +114,13 @@ def message_bytes(
     n, d = levels.shape
     gaps = np.empty(d, np.int32)
     for i in range(n):
-        top, finite, some = _largest(levels[i]), True, False
+        top, finite, some = largest(levels[i]), True, False
         for norm in norms[i]:
             finite &= (0 <= norm < np.inf) and not np.signbit(norm)
             some |= norm > 0
-        if top > s or not finite or not _fits(levels[i], norms[i], bucket):
+        if top > s or not finite or not fits(levels[i], norms[i], bucket):
             return False
-        body = _body(gaps[: _gaps(levels[i], gaps)], top, header, dense) if some else 0
+        body = _body(gaps[: gaps_of(levels[i], gaps)], top, header, dense) if some else 0
         out[i] = 4 * len(norms[i]) + body
     return True
 
@@ -139,5 +139,5 @@ def sparse_bytes(
             after = np.int32(places[k] + 1)
         for norm in norms[i]:
             some |= norm > 0
-        body = _body(gaps[first:last], _largest(levels[first:last]), header, dense) if some else 0
+        body = _body(gaps[first:last], largest(levels[first:last]), header, dense) if some else 0
         out[i] = 4 * len(norms[i]) + body

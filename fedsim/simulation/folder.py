@@ -14,7 +14,6 @@ written after it is written again, the same.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -30,7 +29,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from fedsim.checkpoint import Checkpoint, read, sync_folder, write, write_whole
+from fedsim.checkpoint import Checkpoint, alone, read, sync_folder, write, write_whole
 from fedsim.errors import CheckpointError
 from fedsim.experiment import Experiment, from_table, read_toml
 from fedsim.ledger import COLUMNS
@@ -96,17 +95,8 @@ class RunFolder:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other processes from running this folder while inside. The system lets go when the process dies."""
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CheckpointError(f"{self.path} is being run by another process; wait for it or stop it") from None
-            except OSError:
-                pass  # some network file systems have no locks
+        with alone(self.path, f"{self.path} is being run by another process; wait for it or stop it"):
             yield
-        finally:
-            os.close(descriptor)
 
     def restore(self) -> Checkpoint | None:
         """The newest checkpoint, with the logs cut back to it; None (and fresh logs) when the run has none yet."""

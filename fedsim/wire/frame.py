@@ -55,6 +55,9 @@ class Kind(IntEnum):
     REFRESH = 7
 
 
+_KINDS = frozenset(Kind)
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """One body and its address. run, digest: 8 bytes each; round, client, epoch: unsigned 32-bit numbers."""
@@ -106,7 +109,7 @@ def decode_frame(data: bytes, limit: int) -> Frame:
         )
     if _CRC.unpack_from(data, _FIELDS.size)[0] != _crc(data[: _FIELDS.size], body):
         raise WireError("checksum of the frame does not match; it was damaged on its way, send it again")
-    if kind not in set(Kind):
+    if kind not in _KINDS:
         raise WireError(f"unknown kind of frame {kind}, expected one of {[f'{k.value} {k.name}' for k in Kind]}")
     return Frame(Kind(kind), run, round_, client, epoch, digest, body)
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from fedsim.algorithms.artemis import Cohort
+from fedsim.checkpoint import alone
 from fedsim.cli import main
 from fedsim.ends.answer import Answer
 from fedsim.ends.client import ClientEnd
@@ -195,3 +196,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     assert told(*here, "--device", "cuda:99").startswith("error: --device = 'cuda:99', but torch sees ")
     assert told("--socket", "w.sock", "--folder", "log") == "error: log: File exists\n"
     assert told("--socket", "w.sock").startswith("error: Missing option '--folder'")
+    Path("root").mkdir()
+    with alone(Path("root"), "taken"):
+        said = told(*here)
+    assert said == "error: --folder root: another worker keeps its clients there; stop it, or give another folder\n"
+    assert not Path("w.sock").exists()
