@@ -49,7 +49,7 @@ def run(script: str, folder: Path) -> str:
             ["bash", "-euc", script], cwd=folder, env=env, stdout=output, stderr=output, start_new_session=True
         )
         try:
-            status = process.wait(300)
+            status = process.wait(900)
         finally:
             end(process)
         output.seek(0)
