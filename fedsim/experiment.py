@@ -108,12 +108,14 @@ class DeployOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         min_replies: with so many replies a round ends at once; 0: all clients that were called are waited for.
         deadline_s: seconds after which a round ends without those that are missing. While nobody at all has replied it
             waits on, 10 times as long; then the run stops, and can be resumed.
+        start_s: seconds to wait, before the first round, until every client has a machine.
         longest: the largest norm of a client's direction; 0: no such bound.
         median: its largest norm, as a multiple of the median of the round's replies.
     """
 
     min_replies: Annotated[int, msgspec.Meta(ge=0)] = 0
     deadline_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
+    start_s: Annotated[float, msgspec.Meta(gt=0)] = 120.0
     longest: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     median: Annotated[float, msgspec.Meta(ge=1)] = 1e6
 

@@ -24,6 +24,7 @@ from client import records
 from fedsim.ends.answer import Answer
 from fedsim.ends.post import Envelope, Parcel
 from fedsim.errors import DeployError
+from fedsim.experiment import Experiment
 from server.nodes import Nodes
 
 POLL = 0.1
@@ -77,13 +78,14 @@ class FlowerPost:
         self.parcels: list[Parcel] = []
         self.noted: list[Envelope] = []
 
-    def open(self, experiment: str, clients: int, seconds: float) -> None:
+    def open(self, experiment: Experiment, clients: int) -> None:
         """Wait until there is a node for every client. Raises DeployError that says what is missing.
 
-        experiment: nodes have it already, from the configuration of Flower's run.
+        Nodes have the experiment already, from the configuration of Flower's run.
         """
+        seconds = experiment.deploy.start_s
         end = time.monotonic() + seconds
-        self.seconds, self.nodes.clients = PATIENCE * seconds, clients
+        self.seconds, self.nodes.clients = PATIENCE * experiment.deploy.deadline_s, clients
         while not self.nodes.partitions:
             self._look()
             self._pull()

@@ -7,8 +7,10 @@ flower                the SuperLink and SuperNodes of --superlink
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +29,7 @@ from fedsim.checkpoint import write_whole
 from fedsim.cli import play, text
 from fedsim.cli.flower import Flower, app_folder, check, environment, last_line, local_superlink
 from fedsim.cli.view import lines_every
+from fedsim.ends import part
 from fedsim.errors import CheckpointError, ConfigError, DeployError, StoppedError
 from fedsim.experiment import Experiment
 from fedsim.ledger import Cost, Direction, Entry
@@ -91,12 +94,15 @@ class Job(Protocol):
 def submit(given: Submission, experiment: Experiment, fresh: bool) -> None:
     """Start a run, or go on with it, watch it and print the outcome. Raises FedsimError."""
     console, folder = Console(), _near(Path(given.folder))
+    part.check(experiment)
     check(ray=given.engine is Engine.SIMULATION, command=given.engine is not Engine.IN_PROCESS)
     if fresh and any((folder / name).exists() for name in ("experiment.toml", FILE)):
         raise CheckpointError(
             f"{folder} holds a run already; `fedsim resume {folder}` continues it, --folder names another"
         )
     play.print_line(console, f"  {experiment.algorithm} · {experiment.rounds} rounds · {given.engine.value}")
+    # Flower's part of the run would go on without its command: to be told to end is as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _job(given) as job:
         if fresh:
             _record(given, folder)
@@ -258,6 +264,17 @@ def finished(console: Console, folder: Path) -> None:
         raise DeployError(f"{folder} has no finished run; `fedsim resume {folder}` goes on with it")
     totals = {(Direction(w), Entry(k)): Cost(*costs) for w, k, costs in found[0].notes["totals"]}
     play.outcome(console, metrics[-1], totals, str(_manifest(folder).get("model_sha256", "")), folder)
+    if missing := _absences(folder):
+        play.print_line(console, f"  {missing} replies are missing: {folder / 'incidents.csv'} says whose and why")
+
+
+def _absences(folder: Path) -> int:
+    """Replies that did not count."""
+    try:
+        with (folder / "incidents.csv").open(encoding="utf-8", newline="") as file:
+            return sum(line["what"] == "absent" for line in csv.DictReader(file))
+    except (OSError, KeyError):
+        return 0
 
 
 def _metrics(folder: Path) -> list[dict[str, float]]:

@@ -26,7 +26,12 @@ def run(
     ] = "",
     nodes: Annotated[
         int,
-        typer.Option("--nodes", min=0, help="For flower-simulation: how many share the clients.", show_default=False),
+        typer.Option(
+            "--nodes",
+            min=0,
+            help="For flower-simulation and flower-in-process: how many share the clients.",
+            show_default=False,
+        ),
     ] = 0,
     gpus: Annotated[
         float,

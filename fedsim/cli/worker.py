@@ -24,12 +24,16 @@ def worker(
     from fedsim.checkpoint import alone
     from fedsim.ends.host import Host
     from fedsim.ends.store import Store
+    from fedsim.errors import WorkerError
     from fedsim.simulation.setup import device_of
     from fedsim.worker import server
 
     if device:
         device_of(device, "--device")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkerError(f"--folder {folder}: {error.strerror or error}; give a folder that can be written") from None
 
     def ready() -> None:
         print(f"fedsim worker: process {os.getpid()}, at unix:{socket}, clients in {folder}", flush=True)

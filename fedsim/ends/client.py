@@ -35,7 +35,7 @@ class ClientEnd:
 
         A damaged store counts as an empty one. Raises ConfigError for what cannot be deployed.
         """
-        check(setup)
+        check(setup.experiment)
         self.number = number
         self.setup = part_of(setup, number)
         self.store = store

@@ -6,6 +6,7 @@ one, needs no configuration. The last experiment stays prepared (its data loaded
 
 from __future__ import annotations
 
+import logging
 import tomllib
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from fedsim.errors import ConfigError, FedsimError, WireError
 from fedsim.experiment import Experiment, default_table, from_table
 from fedsim.simulation.setup import Setup, prepare
 from fedsim.wire import coding, decode_frame
+
+log = logging.getLogger("fedsim")
 
 
 class Host:
@@ -62,6 +65,8 @@ class Host:
                 traceback.print_exception(error)
                 troubles.append((client, f"{type(error).__name__}: {' '.join(str(error).split())}; see the log there"))
                 self.ends.pop(client, None)
+        for client, why in troubles:
+            log.warning("client %d has no reply: %s", client, why)
         return Answer(tuple(replies), tuple(troubles))
 
     def _end(self, setup: Setup, client: int) -> ClientEnd:

@@ -10,14 +10,14 @@ from fedsim.algorithms.whitening import Off
 from fedsim.compression import ValuesLayout
 from fedsim.data import Federation
 from fedsim.errors import ConfigError
+from fedsim.experiment import Experiment
 from fedsim.simulation.setup import Setup
 from fedsim.simulation.state import State, initial_state
 from fedsim.solvers.rate import Salr
 
 
-def check(setup: Setup) -> None:
+def check(experiment: Experiment) -> None:
     """Raise ConfigError for what only the simulator can do so far."""
-    experiment = setup.experiment
     if not isinstance(experiment.whitening, Off):
         mode = experiment.whitening.__struct_config__.tag
         raise ConfigError(

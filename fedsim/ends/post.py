@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fedsim.ends.answer import Answer
+from fedsim.experiment import Experiment
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,8 @@ class Envelope:
 class Post(Protocol):
     """Of one run."""
 
-    def open(self, experiment: str, clients: int, seconds: float) -> None:
-        """Wait until every client can be called, ``seconds`` at most. experiment: TOML text, which all machines need.
+    def open(self, experiment: Experiment, clients: int) -> None:
+        """Wait until every client can be called, deploy.start_s at most. experiment: which all machines need.
 
         Raises DeployError naming the clients without a machine, and what the machines have to say.
         """

@@ -50,13 +50,14 @@ def serve(
     (no clients, nobody replies), DivergedError, ConfigError, DataError; the run can be resumed after the first two.
     """
     with closing(alone(experiment)) as setup:
+        end = ServerEnd(setup, ledger=Ledger())  # refuses what cannot be deployed, before there is a folder
         place = RunFolder(folder, DEPLOYED, engine)
         if not (folder / "experiment.toml").exists():
             place = RunFolder.create(folder, experiment, setup.choice, DEPLOYED, engine)
         elif place.experiment().identifier() != setup.run:
             raise CheckpointError(f"{folder} holds another experiment; give another folder, or delete it")
         with place.alone():
-            return advance(Service(ServerEnd(setup, ledger=Ledger()), post), place, observer)
+            return advance(Service(end, post), place, observer)
 
 
 class Service:
@@ -83,7 +84,7 @@ class Service:
         """Call the cohort, wait, absorb what came. Raises DeployError when nobody replies."""
         t, cohort, deploy = self.end.round, self.setup.cohort(self.end.round), self.setup.experiment.deploy
         if not self.opened:
-            self.post.open(self.setup.experiment.toml(), self.setup.clients, deploy.deadline_s)
+            self.post.open(self.setup.experiment, self.setup.clients)
             self.opened = True
         gathering = Gathering(self.end, self.post, frozenset(cohort.clients.tolist()), deploy.min_replies)
         self._wait(gathering, deploy.deadline_s)

@@ -52,7 +52,7 @@ class ServerEnd:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for what cannot be deployed."""
-        check(self.setup)
+        check(self.setup.experiment)
         self.state = server_state(self.setup)
 
     @property

@@ -194,7 +194,9 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     here = ("--socket", "w.sock", "--folder", "root")
     assert told(*here, "--device", "gpu").startswith("error: --device = 'gpu': expected 'cpu', 'cuda', 'cuda:1'")
     assert told(*here, "--device", "cuda:99").startswith("error: --device = 'cuda:99', but torch sees ")
-    assert told("--socket", "w.sock", "--folder", "log") == "error: log: File exists\n"
+    assert told("--socket", "w.sock", "--folder", "log") == (
+        "error: --folder log: File exists; give a folder that can be written\n"
+    )
     assert told("--socket", "w.sock").startswith("error: Missing option '--folder'")
     Path("root").mkdir()
     with alone(Path("root"), "taken"):

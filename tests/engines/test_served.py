@@ -49,8 +49,8 @@ class Machines:
     def host(self, i: int) -> Host:
         return Host(lambda run, client: Drawer(self.drawers[i], run, client))
 
-    def open(self, experiment: str, clients: int, seconds: float) -> None:
-        self.text = experiment
+    def open(self, experiment: Experiment, clients: int) -> None:
+        self.text = experiment.toml()
 
     def send(self, round: int, calls: Mapping[int, Sequence[bytes]]) -> None:
         self.calls += 1

@@ -21,6 +21,7 @@ import fedsim
 from fedsim.cli import engines, flower
 from fedsim.cli.flower import QUIET
 from fedsim.errors import DeployError
+from fedsim.simulation.setup import prepare
 from tests.flower.driven import ARTEMIS, NASTYA, assert_same, experiment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +83,7 @@ def test_the_apps_in_a_process_of_their_own(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_goes_on(how: signal.Signals, tmp_path: Path) -> None:
     """The nodes have forgotten everything, which the server heals: the model is that of an uninterrupted run."""
     given = written(tmp_path, {**ARTEMIS, "rounds": 150})
@@ -95,7 +96,7 @@ def test_a_stopped_run_goes_on(how: signal.Signals, tmp_path: Path) -> None:
         _, err = process.communicate(timeout=30)
     finally:
         process.kill()
-    if how is signal.SIGINT:
+    if how is not signal.SIGKILL:
         assert process.returncode == 130
         assert err == "stopped: `fedsim resume a` goes on from the last complete round\n"
     else:
@@ -282,3 +283,23 @@ def _flower_processes() -> set[int]:
             if re.search(rb"flower-super|flwr-simulation|raylet|gcs_server", command):
                 found.add(int(place.name))
     return found
+
+
+def test_what_cannot_be_deployed_leaves_nothing(tmp_path: Path) -> None:
+    """And is one line, before anything is submitted."""
+    written(tmp_path, {**ARTEMIS, "algorithm": "artemis-whitened"})
+    ended = call(tmp_path, "run", "x.toml", "--engine", "flower-in-process", "--folder", "a")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: whitening.mode = 'shared' runs in the simulator only; use whitening.mode")
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_summary_tells_what_is_missing(tmp_path: Path) -> None:
+    """A bound that no client keeps: all replies are refused, and the last line says where that is written."""
+    given = written(
+        tmp_path, {**ARTEMIS, "rounds": 2, "participation": {"scheme": "full"}, "deploy": {"longest": 1e-9}}
+    )
+    ended = call(tmp_path, "run", "x.toml", "--engine", "flower-in-process", "--folder", "a")
+    absent = 2 * prepare(given).clients
+    last = ended.stdout.splitlines()[-1]
+    assert last == f"  {absent} replies are missing: a/incidents.csv says whose and why"

@@ -238,7 +238,7 @@ def failure(given: Experiment, folder: Path, grid: InProcessGrid) -> str:
 
 
 def test_a_run_without_all_its_nodes_ends_in_one_line(tmp_path: Path) -> None:
-    given = experiment(ARTEMIS, deploy={"deadline_s": 0.2})
+    given = experiment(ARTEMIS, deploy={"deadline_s": 0.2, "start_s": 0.2})
     grid = grid_of(given, tmp_path / "a", 3)
     lost = grid.leave(1001)
     assert re.match(
@@ -264,7 +264,7 @@ def test_a_run_without_all_its_nodes_ends_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_node_of_another_fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = experiment(ARTEMIS, deploy={"deadline_s": 0.2})
+    given = experiment(ARTEMIS, deploy={"deadline_s": 0.2, "start_s": 0.2})
     monkeypatch.setattr("client.app.version", lambda name: "9.9.9")
     said = failure(given, tmp_path / "a", grid_of(given, tmp_path / "a", 1))
     assert re.search(r"node 1000: it runs fedsim 9.9.9, the server fedsim \S+; install the same on both", said)
@@ -273,7 +273,7 @@ def test_a_node_of_another_fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("patient")
 def test_an_experiment_that_nodes_cannot_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node's word for it arrives, not a traceback."""
-    given = experiment(ARTEMIS, deploy={"deadline_s": 0.2})
+    given = experiment(ARTEMIS, deploy={"deadline_s": 0.2, "start_s": 0.2})
     grid = grid_of(given, tmp_path / "a", 1)
     grid.contexts[1000].run_config["experiment"] = "data.source = 'libsvm'\ndata.path = '/nowhere/a9a'"
     assert "node 1000: /nowhere/a9a" in failure(given, tmp_path / "a", grid)
