@@ -48,7 +48,9 @@ class Engine(StrEnum):
 FILE = "submission.json"
 LOOK = 0.3
 ASK = 3.0
-"""Seconds between two looks at the folder, and between two questions to the SuperLink."""
+"""Seconds between two looks at the folder, and between the first two questions to the SuperLink."""
+SELDOM = 15.0
+"""Seconds between two questions later on: each is a process that takes a second or two by itself."""
 
 
 class Submission(msgspec.Struct, frozen=True):
@@ -172,14 +174,14 @@ class Run:
     """A run of Flower."""
 
     def __init__(self, flower: Flower, number: str) -> None:
-        self.flower, self.number, self.asked = flower, number, 0.0
+        self.flower, self.number, self.asked, self.wait = flower, number, 0.0, ASK
 
     def failure(self) -> str | None:
         """Asks at most every few seconds, as a question takes one by itself."""
-        if time.monotonic() - self.asked < ASK:
+        if time.monotonic() - self.asked < self.wait:
             return None
         status, details = self.flower.status(self.number)
-        self.asked = time.monotonic()
+        self.asked, self.wait = time.monotonic(), min(1.5 * self.wait, SELDOM)
         if not status.startswith("finished"):
             return None
         if status == "finished:completed":

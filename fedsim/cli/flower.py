@@ -100,6 +100,16 @@ class Flower:
         """Stop a run."""
         self._call("stop", number, self.superlink)
 
+    def register(self, key: Path, name: str) -> bool:
+        """Admit the node of a public key; False where it is known already. Raises DeployError."""
+        try:
+            self._call("supernode", "register", str(key), self.superlink, "--name", name)
+        except DeployError as error:
+            if "already in use" not in str(error):
+                raise
+            return False
+        return True
+
     def _call(self, *arguments: str) -> dict[str, Any]:
         command = [str(_command("flwr")), *arguments, "--format", "json"]
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, stdin=subprocess.DEVNULL)

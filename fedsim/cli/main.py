@@ -10,7 +10,7 @@ from typing import Annotated
 import click
 import typer
 
-from fedsim.cli import compare, cost, data, doctor, messages, recipes, resume, run, theory, worker
+from fedsim.cli import certs, compare, cost, data, doctor, messages, recipes, resume, run, theory, worker
 from fedsim.errors import FedsimError, StoppedError
 
 app = typer.Typer(name="fedsim", add_completion=False, pretty_exceptions_enable=False)
@@ -25,6 +25,7 @@ for command in (
     theory.theory,
     doctor.doctor,
     worker.worker,
+    certs.certs,
 ):
     app.command()(command)
 
