@@ -129,8 +129,8 @@ def submission_of(folder: Path) -> Submission | None:
         except (OSError, msgspec.MsgspecError) as error:
             raise CheckpointError(f"{folder / FILE}: unreadable ({error}); put it back") from None
     try:
-        engine = json.loads((folder / "manifest.json").read_bytes()).get("engine", "simulator")
-    except (OSError, ValueError):
+        engine = dict(json.loads((folder / "manifest.json").read_bytes())).get("engine", "simulator")
+    except (OSError, ValueError, TypeError):
         return None  # not a run folder: the simulator says so
     if engine == "simulator":
         return None
@@ -291,7 +291,7 @@ def _metrics(folder: Path) -> list[dict[str, float]]:
 def _manifest(folder: Path) -> dict[str, object]:
     try:
         return dict(json.loads((folder / "manifest.json").read_bytes()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return {}
 
 
