@@ -41,7 +41,14 @@ def send(
 
 
 def weighted_sums(compressor: Compressor, payload: Received, weights: Tensor) -> Tensor:
-    """Sums over n rows of weight >= 0 times decoded row, by ``tree_sum``. weights: float[m, n]; returns float[m, d]."""
+    """Sums over n rows of weight >= 0 times decoded row, by ``tree_sum``. weights: float[m, n]; returns float[m, d].
+
+    A zero has no sign, whether its terms were left out or vanished.
+    """
+    return _weighted_sums(compressor, payload, weights).add_(0.0)
+
+
+def _weighted_sums(compressor: Compressor, payload: Received, weights: Tensor) -> Tensor:
     if isinstance(payload, Sparse):
         if len(payload.norms) and fused.usable(weights):
             return sparse.weighted_sums(payload, weights)
