@@ -121,6 +121,10 @@ class Within:
         """As the compressor's."""
         return self.compressor.omega(d)
 
+    def delta(self, d: int) -> float:
+        """As the compressor's."""
+        return self.compressor.delta(d)
+
     def formula_bits(self, d: int) -> tuple[float, float]:
         """As the compressor's."""
         return self.compressor.formula_bits(d)

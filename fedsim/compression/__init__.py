@@ -56,7 +56,15 @@ class Compressor(Protocol):
         ...
 
     def omega(self, d: int) -> float:
-        """A constant w with E||C(x) - x||^2 <= w ||x||^2 for every row of ``d`` coordinates; as in the papers."""
+        """A constant w with E C(x) = x and E||C(x) - x||^2 <= w ||x||^2 for every row of ``d`` coordinates, as in the
+        papers; infinity where there is none, as for a biased compressor.
+        """
+        ...
+
+    def delta(self, d: int) -> float:
+        """A constant in (0, 1] with E||C(x) - x||^2 <= (1 - delta) ||x||^2 for every row of ``d`` coordinates; 0 where
+        there is none: then error feedback and memories of rate 1 are not stable.
+        """
         ...
 
     def formula_bits(self, d: int) -> tuple[float, float]:

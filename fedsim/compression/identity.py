@@ -42,6 +42,10 @@ class Identity(msgspec.Struct, frozen=True, tag_field="compressor", tag="identit
         """Variance constant: 0."""
         return 0.0
 
+    def delta(self, d: int) -> float:
+        """1: nothing is lost but what rounding to the wire's type takes."""
+        return 1.0
+
     def formula_bits(self, d: int) -> tuple[float, float]:
         """(bits of one message, bits shared by a round): 32 d and 0, whatever the wire's type."""
         return 32.0 * d, 0.0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,6 +79,10 @@ Received = Payload | Sparse
 
 def row(payload: Payload, i: int) -> Payload:
     """The message of one client: row ``i`` as a payload of one row (views, no copies)."""
-    if isinstance(payload, Values):
-        return Values(payload.layout, payload.values[i : i + 1])
-    return Levels(payload.layout, payload.levels[i : i + 1], payload.norms[i : i + 1])
+    cut: dict[str, Any] = {name: part[i : i + 1] for name, part in parts(payload).items()}
+    return replace(payload, **cut)
+
+
+def parts(payload: Payload) -> dict[str, Tensor]:
+    """What crosses, by name: tensors whose first axis is the rows."""
+    return {field.name: getattr(payload, field.name) for field in fields(payload) if field.name != "layout"}

@@ -122,6 +122,10 @@ class Quantize(msgspec.Struct, frozen=True, tag_field="compressor", tag="quantiz
             return min(b / s**2, math.sqrt(b) / s)
         return min(b / (4 * s**2), (math.sqrt(b) - 1) / 2 if s == 1 else math.sqrt(b) / s)
 
+    def delta(self, d: int) -> float:
+        """1 - omega, where the variance is less than the row itself."""
+        return max(0.0, 1.0 - self.omega(d))
+
     def formula_bits(self, d: int) -> tuple[float, float]:
         """(bits of one message, bits shared by a round) as the published Artemis code counts them, for the 2-norm.
 

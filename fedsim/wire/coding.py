@@ -1,82 +1,42 @@
 """Payload rows <-> bytes: one message a row, lossless, canonical (one row has one encoding, and only that one is read).
 
-VALUES   d little-endian floats of the layout's type: 4 d or 8 d bytes.
-
-LEVELS   norms, then a body.
-  norms  one little-endian float32 for each bucket: finite, >= 0, not -0.0.
-  body   nothing if every norm is zero. Else a string of bits, most significant bit of a byte first, that starts with a
-         4-bit code and is padded to whole bytes.
-
-  code 15, dense    code | level + s of each coordinate as digits of base 2 s + 1, grouped (see ``bits``) | zeros
-  code b < 15, sparse (Golomb-Rice with b remainder bits, split into two planes)
-                    code | w, in 4 bits, only if s > 1 | fixed plane | unary plane | ones
-    gap             zeros between a nonzero level and the nonzero before it (or the start of the row)
-    w               bit length of max |level| - 1 over the row, 0 without nonzeros; where s = 1 it is 0 and not sent
-    fixed plane     for each nonzero, in order: sign (1: negative), |level| - 1 in w bits, gap mod 2^b in b bits
-    unary plane     for each nonzero, in order: floor(gap / 2^b) ones and a zero
-
-The number k of nonzeros is not sent. Let f(k) = (zeros among the bits from k (1 + w + b) after the header on) - k. The
-first term never grows with k, so f falls strictly and has at most one root; the true k is one, because the unary plane
-holds k zeros and its padding none.
-
-The code is the one with the fewest bits before padding, the smaller code on a tie. A level in a bucket of norm zero is
-zero. The sparse length of k nonzeros is 4 (+ 4 if s > 1) + k (2 + w + b) + sum floor(gap / 2^b). One more remainder bit
-adds k - sum ceil(floor(gap / 2^b) / 2), which never falls as b grows: the length is convex in b, so the best b is the
-first one that the next does not beat.
-
-Source: Rice, "Some practical universal noiseless coding techniques", JPL 79-22, 1979; the planes are this format's own.
+Each layout has a module with its format: ``values``, ``levels``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim import kernels
-from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Received, Sparse, Values, ValuesLayout
+from fedsim.compression.payload import Layout, LevelsLayout, Payload, Received, Sparse, ValuesLayout
 from fedsim.errors import WireError
-from fedsim.wire.bits import (
-    Bits,
-    Ints,
-    fixed,
-    group,
-    group_width,
-    grouped,
-    grouped_length,
-    read_fixed,
-    read_grouped,
-    read_unary,
-    unary,
-)
-
-MAX_LEVELS = 2**15
-"""Largest s of a layout: |level| - 1 then fits the 15 bits that the 4-bit w can announce."""
-
-_DENSE = 15
-_BLOCK = 2**22
-"""Coordinates planned at once, so that the working memory does not grow with the cohort."""
-
-_FLOATS: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype("<f4"), torch.float64: np.dtype("<f8")}
+from fedsim.wire import levels, values
 
 
-@cache
+@dataclass(frozen=True, slots=True)
+class Code:
+    """The format of one kind of layout. bounds: bytes of the shortest and longest message; total: it needs no proof
+    that a message is canonical, as every string of the right length is one."""
+
+    bounds: Callable[[Any], tuple[int, int]]
+    size: Callable[[Any], Tensor]
+    encode: Callable[[Any], list[bytes]]
+    decode: Callable[[Sequence[bytes], Any], Any]
+    total: bool = False
+
+
+CODES: dict[type, Code] = {
+    ValuesLayout: Code(values.bounds, values.size, values.encode, values.decode, total=True),
+    LevelsLayout: Code(levels.bounds, levels.size, levels.encode, levels.decode),
+}
+
+
 def longest(layout: Layout) -> int:
-    """Bytes that no message of this layout exceeds (a dense row has as many). Raises WireError if it has no format."""
-    if isinstance(layout, ValuesLayout):
-        if layout.dtype not in _FLOATS:
-            raise WireError(f"values of {layout.dtype} have no wire format; use torch.float32 or torch.float64")
-        return layout.d * _FLOATS[layout.dtype].itemsize
-    if layout.d < 1 or layout.bucket < 1 or not 1 <= layout.levels <= MAX_LEVELS:
-        raise WireError(f"{layout} has no wire format; use d >= 1, bucket >= 1 and levels from 1 to {MAX_LEVELS}")
-    return 4 * layout.buckets + _dense_bytes(layout)
+    """Bytes that no message of this layout exceeds, and one has. Raises WireError if it has no format."""
+    return CODES[type(layout)].bounds(layout)[1]
 
 
 def size(payload: Received) -> Tensor:
@@ -85,17 +45,8 @@ def size(payload: Received) -> Tensor:
     Raises WireError where ``encode`` does.
     """
     if isinstance(payload, Sparse):
-        return _sparse_size(payload)
-    if isinstance(payload, Values):
-        _check_values(payload)
-        return torch.full((len(payload.values),), 8 * longest(payload.layout))
-    if kernels.available(payload.levels) and (bits := _compiled_size(payload)) is not None:
-        return bits
-    levels, norms = _levels(payload)
-    octets = np.zeros(len(levels), np.int64)
-    for block in _blocks(levels):
-        octets[block] = (_plan(levels[block], norms[block], payload.layout).bits + 7) // 8
-    return torch.from_numpy(8 * (4 * payload.layout.buckets + octets))
+        return levels.sparse_size(payload)
+    return CODES[type(payload.layout)].size(payload)
 
 
 def encode(payload: Payload) -> list[bytes]:
@@ -104,17 +55,7 @@ def encode(payload: Payload) -> list[bytes]:
     Raises WireError if the payload does not fit its layout: shape, type, a level beyond s or in a bucket of norm zero,
     a norm that is not finite or carries a minus sign.
     """
-    if isinstance(payload, Values):
-        _check_values(payload)
-        numbers = payload.values.detach().cpu().numpy().astype(_FLOATS[payload.layout.dtype])
-        return [row.tobytes() for row in numbers]
-    levels, norms = _levels(payload)
-    heads = norms.astype("<f4")
-    bodies = _compiled_bodies(levels, norms, payload.layout) if kernels.installed() else None
-    if bodies is None:
-        blocks = _blocks(levels)
-        bodies = [body for block in blocks for body in _bodies(levels[block], norms[block], payload.layout)]
-    return [head.tobytes() + body for head, body in zip(heads, bodies, strict=True)]
+    return CODES[type(payload.layout)].encode(payload)
 
 
 def decode(messages: Sequence[bytes], layout: Layout) -> Payload:
@@ -123,245 +64,15 @@ def decode(messages: Sequence[bytes], layout: Layout) -> Payload:
     Lengths are checked before anything is allocated; work and memory are bounded by n * d. Values may be infinite or
     NaN. Raises WireError on anything that ``encode`` does not write, and nothing else.
     """
-    most = longest(layout)
-    least = most if isinstance(layout, ValuesLayout) else 4 * layout.buckets
+    code = CODES[type(layout)]
+    least, most = code.bounds(layout)
     for i, message in enumerate(messages):
         if not least <= len(message) <= most:
             raise WireError(f"message {i} has {len(message)} bytes, expected {least} to {most} for {layout}")
-    if isinstance(layout, ValuesLayout):
-        return Values(layout, torch.from_numpy(_matrix(messages, _FLOATS[layout.dtype], layout.d)))
-    levels = np.zeros((len(messages), layout.d), np.int32)
-    for i, message in enumerate(messages):
-        if len(message) > least:
-            body = np.frombuffer(message, np.uint8, offset=least)
-            if not (kernels.installed() and _compiled_read(body, levels[i], layout)):
-                levels[i] = 0
-                _read_body(np.unpackbits(body), levels[i], layout)
-    norms = _matrix([message[:least] for message in messages], np.dtype("<f4"), layout.buckets)
-    payload = Levels(layout, torch.from_numpy(levels), torch.from_numpy(norms))
-    for i, (message, canonical) in enumerate(zip(messages, encode(payload), strict=True)):
+    payload: Payload = code.decode(messages, layout)
+    for i, (message, canonical) in enumerate(zip(messages, () if code.total else code.encode(payload), strict=False)):
         if message != canonical:
             raise WireError(
                 f"message {i} is not the encoding of the row it holds; it was damaged or made by other code"
             )
     return payload
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """How a block of n rows with K nonzeros in all is written; row i owns the nonzeros starts[i]:starts[i + 1]."""
-
-    starts: Ints  # [n + 1]
-    nonzeros: Ints  # [K], their levels
-    gaps: Ints  # [K]
-    codes: Ints  # [n]
-    widths: Ints  # [n], w
-    bits: Ints  # [n], of the body before padding; 0 where every norm is zero
-
-
-def _plan(levels: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout) -> _Plan:
-    n, d = levels.shape
-    index = np.flatnonzero(levels != 0)
-    nonzeros = levels.reshape(-1)[index].astype(np.int64)
-    magnitudes = np.abs(nonzeros)
-    _check_nonzeros(index, magnitudes, norms, layout)
-    starts = np.searchsorted(index, np.arange(n + 1) * d)
-    counts = np.diff(starts)
-    filled = np.flatnonzero(counts)
-    firsts = starts[filled]
-    gaps = np.diff(index, prepend=-1) - 1
-    gaps[firsts] = index[firsts] % d
-    widths = np.zeros(n, np.int64)
-    widths[filled] = _bit_lengths(np.maximum.reduceat(magnitudes, firsts) - 1)
-
-    codes, quotients = _rice(gaps, counts, filled, firsts)
-    sparse = _header_bits(layout) + counts * (2 + widths + codes) + quotients
-    dense = _dense_bits(layout)
-    codes[sparse > dense] = _DENSE
-    return _Plan(starts, nonzeros, gaps, codes, widths, np.where(norms.any(axis=1), np.minimum(sparse, dense), 0))
-
-
-def _rice(gaps: Ints, counts: Ints, filled: Ints, firsts: Ints) -> tuple[Ints, Ints]:
-    """Best remainder bits b of each row, int64[n], and its sum of floor(gap / 2^b), int64[n]."""
-    codes, sums = np.zeros_like(counts), np.zeros_like(counts)
-    sums[filled] = np.add.reduceat(gaps, firsts)
-    for b in range(1, _DENSE):
-        gaps, shorter = gaps >> 1, np.zeros_like(counts)
-        shorter[filled] = np.add.reduceat(gaps, firsts)
-        better = (codes == b - 1) & (sums - shorter > counts)
-        if not better.any():
-            break
-        codes[better], sums[better] = b, shorter[better]
-    return codes, sums
-
-
-def _bodies(levels: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout) -> Iterator[bytes]:
-    plan = _plan(levels, norms, layout)
-    for i, (start, stop) in enumerate(pairwise(plan.starts.tolist())):
-        code, width = int(plan.codes[i]), int(plan.widths[i])
-        if not plan.bits[i]:
-            yield b""
-        elif code == _DENSE:
-            digits = grouped(levels[i].astype(np.int64) + layout.levels, 2 * layout.levels + 1)
-            yield np.packbits(np.concatenate([fixed(np.array([code]), 4), digits])).tobytes()
-        else:
-            nonzeros, gaps = plan.nonzeros[start:stop], plan.gaps[start:stop]
-            header = fixed(np.array([code, width][: _header_bits(layout) // 4]), 4)
-            signs = (nonzeros < 0).astype(np.int64)
-            fields = (signs << width | np.abs(nonzeros) - 1) << code | gaps & ((1 << code) - 1)
-            padding = np.ones(-plan.bits[i] % 8, np.uint8)
-            planes = fixed(fields, 1 + width + code), unary(gaps >> code)
-            yield np.packbits(np.concatenate([header, *planes, padding])).tobytes()
-
-
-def _read_body(bits: Bits, levels: NDArray[np.int32], layout: LevelsLayout) -> None:
-    """Fill a zero row from its body; whatever is not canonical is left to the comparison in ``decode``."""
-    code, width = read_fixed(bits[:8], 4).tolist()
-    if code == _DENSE:
-        if bits.size != 8 * _dense_bytes(layout):
-            raise WireError(f"dense body has {bits.size // 8} bytes, expected {_dense_bytes(layout)}")
-        base = 2 * layout.levels + 1
-        levels[:] = read_grouped(bits[4 : 4 + grouped_length(layout.d, base)], layout.d, base) - layout.levels
-        return
-    if layout.levels == 1:
-        width = 0
-    bits = bits[_header_bits(layout) :]
-    field = 1 + width + code
-    zeros = np.concatenate([[0], np.cumsum(bits == 0)])
-    excess = np.arange(bits.size // field + 1) - (zeros[-1] - zeros[::field])  # -f of k = 0, 1, ...
-    k = int(np.searchsorted(excess, 0))
-    if k == excess.size or excess[k] != 0:
-        raise WireError(
-            f"body of {bits.size} bits does not hold a whole number of nonzero levels; it was cut or damaged"
-        )
-    fields, quotients = read_fixed(bits[: k * field], field), read_unary(bits[k * field :])
-    index = np.cumsum((quotients << code | fields & ((1 << code) - 1)) + 1) - 1
-    if k and index[-1] >= layout.d:
-        raise WireError(f"nonzero level at coordinate {index[-1]}, expected below {layout.d}")
-    magnitudes = (fields >> code & ((1 << width) - 1)) + 1
-    levels[index] = np.where(fields >> (width + code), -magnitudes, magnitudes)
-
-
-def _check_nonzeros(index: Ints, magnitudes: Ints, norms: NDArray[np.float32], layout: LevelsLayout) -> None:
-    if index.size and magnitudes.max() > layout.levels:
-        raise WireError(f"level of magnitude {magnitudes.max()}, expected at most {layout.levels}")
-    if not norms.all() and not norms[index // layout.d, index % layout.d // layout.bucket].all():
-        raise WireError("nonzero level in a bucket of norm zero; its norm cannot be zero")
-
-
-def _check_values(payload: Values) -> None:
-    longest(payload.layout)
-    values, layout = payload.values, payload.layout
-    if values.ndim != 2 or values.shape[1] != layout.d or values.dtype != layout.dtype:
-        raise WireError(f"values are {values.dtype}{list(values.shape)}, expected {layout.dtype}[n, {layout.d}]")
-
-
-def _compiled_size(payload: Levels) -> Tensor | None:
-    """As ``size``; None where that has something to refuse."""
-    from fedsim.kernels import rice
-
-    _check_shapes(payload)
-    layout, octets = payload.layout, np.empty(len(payload.levels), np.int64)
-    levels, norms = (np.ascontiguousarray(part.detach().numpy()) for part in (payload.levels, payload.norms))
-    fits = rice.message_bytes(
-        levels, norms, layout.levels, layout.bucket, _header_bits(layout), _dense_bits(layout), octets
-    )
-    return torch.from_numpy(8 * octets) if fits else None
-
-
-def _compiled_bodies(levels: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout) -> list[bytes] | None:
-    """As ``_bodies``; None where that has something to refuse."""
-    from fedsim.kernels import code
-
-    gaps, out = np.empty(layout.d, np.int32), np.empty(_dense_bytes(layout), np.uint8)
-    sizes = _header_bits(layout), _dense_bits(layout), _group_sizes(layout)
-    bodies = []
-    for row, scales in zip(levels, norms, strict=True):
-        octets = code.write(row, scales, layout.levels, layout.bucket, *sizes, gaps, out)
-        if octets < 0:
-            return None
-        bodies.append(out[:octets].tobytes())
-    return bodies
-
-
-def _compiled_read(body: Bits, levels: NDArray[np.int32], layout: LevelsLayout) -> bool:
-    """As ``_read_body``; False where that has something to refuse, and then the row may have been touched."""
-    from fedsim.kernels import code
-
-    sizes = _header_bits(layout), _dense_bits(layout), _group_sizes(layout)
-    return code.read(body, layout.levels, *sizes, levels)
-
-
-@cache
-def _group_sizes(layout: LevelsLayout) -> tuple[int, int, int]:
-    """Digits in a group of a dense body, its bits, bits of the last group."""
-    base = 2 * layout.levels + 1
-    size = group(base)
-    return size, group_width(size, base), group_width(layout.d % size, base)
-
-
-def _sparse_size(payload: Sparse) -> Tensor:
-    """As ``size``, of rows that a compressor made."""
-    from fedsim.kernels import rice
-
-    longest(payload.layout)
-    octets = np.empty(len(payload.norms), np.int64)
-    rice.sparse_bytes(
-        payload.starts.numpy(),
-        payload.places.numpy(),
-        payload.levels.numpy(),
-        payload.norms.numpy(),
-        _header_bits(payload.layout),
-        _dense_bits(payload.layout),
-        octets,
-    )
-    return torch.from_numpy(8 * octets)
-
-
-def _check_shapes(payload: Levels) -> None:
-    longest(payload.layout)
-    levels, norms, layout = payload.levels, payload.norms, payload.layout
-    if levels.ndim != 2 or levels.shape[1] != layout.d or levels.dtype != torch.int32:
-        raise WireError(f"levels are {levels.dtype}{list(levels.shape)}, expected torch.int32[n, {layout.d}]")
-    if norms.shape != (len(levels), layout.buckets) or norms.dtype != torch.float32:
-        shape = [len(levels), layout.buckets]
-        raise WireError(f"norms are {norms.dtype}{list(norms.shape)}, expected torch.float32{shape}")
-
-
-def _levels(payload: Levels) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    _check_shapes(payload)
-    levels, norms = payload.levels, payload.norms
-    numbers = np.ascontiguousarray(norms.detach().cpu().numpy())
-    # as an unsigned word, every float that is infinite, NaN or signed (also -0.0) is at least that of +infinity
-    if (numbers.view(np.uint32) >= 0x7F800000).any():
-        raise WireError("a norm is infinite, NaN, negative or -0.0; expected a finite number from +0.0")
-    return np.ascontiguousarray(levels.detach().cpu().numpy()), numbers
-
-
-def _blocks(levels: NDArray[np.int32]) -> Iterator[slice]:
-    n, d = levels.shape
-    step = max(1, _BLOCK // d)
-    return (slice(start, start + step) for start in range(0, n, step))
-
-
-def _matrix(messages: Sequence[bytes], wire: np.dtype[Any], columns: int) -> NDArray[Any]:
-    numbers = np.frombuffer(b"".join(messages), wire).reshape(len(messages), columns)
-    return numbers.astype(wire.newbyteorder("="))
-
-
-def _bit_lengths(numbers: Ints) -> Ints:
-    # frexp's exponent is the bit length of a whole number below 2^53, and 0 for 0
-    return np.frexp(numbers)[1].astype(np.int64)
-
-
-def _header_bits(layout: LevelsLayout) -> int:
-    return 8 if layout.levels > 1 else 4
-
-
-@cache
-def _dense_bits(layout: LevelsLayout) -> int:
-    return 4 + grouped_length(layout.d, 2 * layout.levels + 1)
-
-
-def _dense_bytes(layout: LevelsLayout) -> int:
-    return (_dense_bits(layout) + 7) // 8

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 from torch import Tensor
 
-from fedsim.compression import Compressor, Identity, Levels, LevelsLayout, Payload, Quantize, Values
-from fedsim.compression.payload import row
+from fedsim.compression import Compressor, Identity, Levels, LevelsLayout, Payload, Quantize
+from fedsim.compression.payload import parts, row
 from fedsim.errors import DivergedError, WireError
 from fedsim.randomness import Purpose, Stream
 from fedsim.wire import decode, encode, longest
@@ -63,13 +63,9 @@ def cohorts(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(rows), torch.tensor(clients, dtype=torch.int64)
 
 
-def parts(payload: Payload) -> tuple[Tensor, ...]:
-    return (payload.values,) if isinstance(payload, Values) else (payload.levels, payload.norms)
-
-
 def same(one: Payload, other: Payload) -> bool:
     """Equal layouts and equal bytes (so that 0.0 is not -0.0, and NaN is itself)."""
-    bytes_of = [[part.contiguous().numpy().tobytes() for part in parts(payload)] for payload in (one, other)]
+    bytes_of = [[part.contiguous().numpy().tobytes() for part in parts(payload).values()] for payload in (one, other)]
     return one.layout == other.layout and bytes_of[0] == bytes_of[1]
 
 
@@ -83,7 +79,7 @@ def test_shapes_and_types(compressor: Compressor, cohort: tuple[Tensor, Tensor])
     rows, clients = cohort
     payload = compressor.compress(rows, NOISE, clients)
     assert payload.layout == compressor.layout(rows.shape[1])
-    assert all(part.shape[0] == rows.shape[0] for part in parts(payload))
+    assert all(part.shape[0] == rows.shape[0] for part in parts(payload).values())
     for dtype in DTYPES:
         back = compressor.decompress(payload, dtype)
         assert (back.shape, back.dtype) == (rows.shape, dtype)
@@ -179,6 +175,7 @@ def test_identity_carries_what_is_not_finite() -> None:
 def test_identity_has_no_variance_and_costs_32_bits_a_number() -> None:
     for values in ("float32", "float64"):
         assert Identity(values).omega(100) == 0.0
+        assert Identity(values).delta(100) == 1.0
         assert Identity(values).formula_bits(100) == (3200.0, 0.0)
 
 
@@ -369,6 +366,12 @@ def test_omega_is_tight(quantizer: Quantize, d: int, worst: list[float], varianc
     assert found == pytest.approx(variance, rel=1e-9)
     assert found <= quantizer.omega(d) * (1 + 1e-12)
     assert quantizer.omega(d) <= factor * found * (1 + 1e-9)
+
+
+@every_quantizer
+@pytest.mark.parametrize("d", [1, 5, 64, 10_000])
+def test_a_contraction_is_a_small_variance(quantizer: Quantize, d: int) -> None:
+    assert quantizer.delta(d) == max(0.0, 1.0 - quantizer.omega(d))
 
 
 def test_omega_by_hand() -> None:

@@ -16,7 +16,7 @@ from fedsim import kernels
 from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout, row
 from fedsim.errors import WireError
 from fedsim.wire import decode, encode, longest, size
-from fedsim.wire.coding import MAX_LEVELS
+from fedsim.wire.levels import MAX_LEVELS
 
 
 @pytest.fixture(scope="module", autouse=True, params=["compiled", "numpy"])
