@@ -64,6 +64,14 @@ IMPLIED: dict[str, Table] = {
 """What naming a data source changes in the defaults, so that the source alone is a runnable experiment."""
 
 
+ADDED: dict[str, Table] = {
+    "run": {"compute": "float32"},
+    "uplink": {"correction": 1.0, "synchronise": 0.0},
+    "downlink": {"memory": "none", "rate": "auto", "each": False},
+}
+"""Keys that came later, at the value that changes nothing: it is left out of an experiment's name."""
+
+
 class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to compute and what to write.
 
@@ -166,8 +174,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         del table["deploy"]
         for how in ("checkpoint_every", "evaluate_every", "workers", "rows", "wire", "baseline"):
             del table["run"][how]
-        if self.run.compute == "float32":  # as runs were named before there was a choice
-            del table["run"]["compute"]
+        for name, added in ADDED.items():  # as runs were named before there was a choice
+            table[name] = {key: value for key, value in table[name].items() if added.get(key, ...) != value}
         return hashlib.blake2b(msgspec.json.encode(table, order="deterministic"), digest_size=8).digest()
 
 

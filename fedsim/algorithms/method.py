@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -24,7 +25,12 @@ class Uplink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Args:
         compressor: what a direction goes through.
         memory: clients send the difference to what they usually send (h_i), not the direction itself.
-        rate: alpha, how fast a memory learns; "auto" is 1 / (2 (omega + 1)).
+        rate: alpha, how fast a memory learns; "auto" is 1 / (2 (omega + 1)), or 1 where the compressor is biased or
+            the message is corrected, as EF21, DASHA and MARINA do.
+        correction: a: a message carries C(g_i - k_i - a (h_i - k_i)), where k_i is what the client computed last. 1:
+            C(g_i - h_i), nothing of k_i; "auto" is 1 / (1 + 2 omega) (DASHA); 0: the change of the gradient (MARINA).
+        synchronise: probability of a round in which all clients send what they computed in full, as their memory, and
+            nothing else; "auto" is 1 / (1 + omega) (MARINA).
         rate_levels: when > 0, "auto" takes the omega of s-quantization with so many levels, not the compressor's own
             (the published "SGD with memory" is uncompressed but learns at the quantizer's rate).
         initial: memories start at "zero", or at the first "gradient", uploaded in full and counted (all clients).
@@ -38,6 +44,8 @@ class Uplink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rate_levels: Annotated[int, msgspec.Meta(ge=0)] = 0
     initial: Literal["zero", "gradient"] = "zero"
     feedback: Feedback = 0.0
+    correction: Annotated[float, msgspec.Meta(ge=0, le=1)] | Literal["auto"] = 1.0
+    synchronise: Annotated[float, msgspec.Meta(ge=0, le=1)] | Literal["auto"] = 0.0
 
     def alpha(self, d: int) -> float:
         """Memory rate for rows of ``d`` coordinates; 0 without memory. Default: Artemis, section 2 (1/(2(omega+1)))."""
@@ -45,15 +53,48 @@ class Uplink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return 0.0
         if self.rate != "auto":
             return self.rate
-        reference = Quantize(self.rate_levels) if self.rate_levels else self.compressor
-        return 1.0 / (2.0 * (reference.omega(d) + 1.0))
+        return 1.0 if self.correction != 1.0 else memory_rate(self.compressor, self.rate_levels, d)
+
+    def correct(self, d: int) -> float:
+        """a, for rows of ``d`` coordinates. Default: DASHA (Tyurin and Richtarik, ICLR 2023), Theorem 6.1."""
+        return 1.0 / (1.0 + 2.0 * self.compressor.omega(d)) if self.correction == "auto" else self.correction
+
+    def full(self, d: int) -> float:
+        """Probability of a round in full. Default: MARINA (Gorbunov et al., ICML 2021), Corollary 2.1."""
+        return 1.0 / (1.0 + self.compressor.omega(d)) if self.synchronise == "auto" else self.synchronise
 
 
 class Downlink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Server to clients: the compressed update, applied alike by the server and by every client."""
+    """Server to clients.
+
+    Args:
+        compressor: what the message goes through.
+        feedback: coefficient of the error feedback, as for the uplink.
+        memory: "none": the update is compressed, and applied by the server and by every client alike (Artemis).
+            "update": so is its difference to H, which both ends keep (EF21-BC). "model": what is compressed is the
+            difference of the server's model to H; the server keeps its own model, and clients compute at H + message
+            (MCM, EF21-P).
+        rate: how fast H learns; "auto" is 1 / (2 (omega + 1)), or 1 where the compressor is biased.
+        each: a message and an H of its own for every client (Rand-MCM); who was absent has nothing to catch up with.
+    """
 
     compressor: AnyCompressor = Quantize()
     feedback: Feedback = 0.0
+    memory: Literal["none", "update", "model"] = "none"
+    rate: Annotated[float, msgspec.Meta(gt=0, le=1)] | Literal["auto"] = "auto"
+    each: bool = False
+
+    def beta(self, d: int) -> float:
+        """Rate of H for rows of ``d`` coordinates; 0 without. Default: as in the published code of MCM."""
+        if self.memory == "none":
+            return 0.0
+        return memory_rate(self.compressor, 0, d) if self.rate == "auto" else self.rate
+
+
+def memory_rate(compressor: Compressor, levels: int, d: int) -> float:
+    """1 / (2 (omega + 1)), and 1 for a biased compressor. levels: when > 0, of the s-quantization to take instead."""
+    omega = (Quantize(levels) if levels else compressor).omega(d)
+    return 1.0 / (2.0 * (omega + 1.0)) if math.isfinite(omega) else 1.0
 
 
 class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,7 +106,8 @@ class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         smoothness: which L: the "spectral" norm, or the "frobenius" norm of the published Artemis code.
         weights: "pooled": client i counts n_i / n, so the objective is the mean over all samples; "uniform": 1 / N.
         memory: "pp2": the server keeps the mean of all memories; "pp1": it keeps every client's memory.
-        normalise: divide by the "expected" size of the cohort (unbiased) or by the weight of those "present" (FedAvg).
+        normalise: divide by the "expected" size of the cohort (unbiased), by the weight of those "present" (FedAvg), or
+            by that of all "registered" clients: those absent count with what they usually send (EF21-PP).
         average: also keep the Polyak-Ruppert mean of the iterates.
         paper_compat: update the mean memory with alpha / (p N), as the published code does, instead of alpha / N.
     """
@@ -75,7 +117,7 @@ class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     smoothness: Literal["spectral", "frobenius"] = "spectral"
     weights: Literal["pooled", "uniform"] = "pooled"
     memory: Literal["pp1", "pp2"] = "pp2"
-    normalise: Literal["expected", "present"] = "expected"
+    normalise: Literal["expected", "present", "registered"] = "expected"
     average: bool = False
     paper_compat: bool = False
 
@@ -160,21 +202,49 @@ class Method(msgspec.Struct, frozen=True):
         """Memory rate of the uplink."""
         return self.uplink.alpha(self.d)
 
+    @property
+    def beta(self) -> float:
+        """Memory rate of the downlink."""
+        return self.downlink.beta(self.d)
+
+    @property
+    def correction(self) -> float:
+        """a of the uplink."""
+        return self.uplink.correct(self.d)
+
 
 def check(uplink: Uplink, downlink: Downlink, server: ServerOptions, probability: float) -> None:
     """Raise ConfigError for switches that contradict each other, with the reason and the way out."""
     if not uplink.memory:
-        for key, value, unset in (
+        _needs(
+            "memories",
+            "uplink.memory = false; set it to true",
             ("uplink.rate", uplink.rate, "auto"),
             ("uplink.rate_levels", uplink.rate_levels, 0),
             ("uplink.initial", uplink.initial, "zero"),
+            ("uplink.correction", uplink.correction, 1.0),
+            ("uplink.synchronise", uplink.synchronise, 0.0),
             ("server.memory", server.memory, "pp2"),
             ("server.paper_compat", server.paper_compat, False),
-        ):
-            if value != unset:
-                raise ConfigError(
-                    f"{key} = {value!r} needs memories, but uplink.memory = false; set it to true or drop {key}"
-                )
+        )
+    if downlink.memory == "none":
+        _needs("a downlink memory", "downlink.memory = 'none'; say 'model'", ("downlink.rate", downlink.rate, "auto"))
+    if downlink.memory != "model":
+        _needs(
+            "clients that hold models of their own",
+            f"downlink.memory = {downlink.memory!r}; say 'model'",
+            ("downlink.each", downlink.each, False),
+        )
+    if downlink.memory != "none" and downlink.feedback:
+        raise ConfigError(
+            f"downlink.feedback = {downlink.feedback!r} recovers what compression leaves out, and so does "
+            f"downlink.memory = {downlink.memory!r}; drop one of them"
+        )
+    if server.memory == "pp1" and (server.normalise == "registered" or uplink.synchronise):
+        raise ConfigError(
+            "server.memory = 'pp1' has no mean of all memories, which server.normalise = 'registered' and "
+            "uplink.synchronise need; use memory = 'pp2'"
+        )
     if uplink.initial == "gradient" and probability < 1:
         raise ConfigError(
             "uplink.initial = 'gradient' needs every client in the first round, but participation is partial; "
@@ -186,17 +256,78 @@ def check(uplink: Uplink, downlink: Downlink, server: ServerOptions, probability
         )
 
 
-def check_feedback(name: str, compressor: Compressor, feedback: Feedback, step: float, d: int) -> None:
-    """Refuse an error feedback that cannot be stable.
+def _needs(what: str, way_out: str, *switches: tuple[str, object, object]) -> None:
+    """Refuse switches, (key, value, what it is unset), that mean nothing without ``what``."""
+    for key, value, unset in switches:
+        if value != unset:
+            raise ConfigError(f"{key} = {value!r} needs {what}, but {way_out} or drop {key}")
 
-    The error obeys E||e'||^2 <= omega ||x + c e||^2, so it stays bounded only when c^2 omega < 1.
+
+def check_channels(method: Method, step: float, probability: float) -> None:
+    """Refuse compressors, memories and error feedbacks that are not stable together, with the reason and the way out.
+
+    step: of the server; probability: of a client to take part.
     """
-    c, omega = feedback_coefficient(feedback, step), compressor.omega(d)
-    if c * c * omega >= 1:
+    up, d = method.uplink, method.d
+    check_error(
+        "uplink", up.compressor, feedback_coefficient(up.feedback, step), method.alpha * (up.correction == 1), d
+    )
+    check_error(
+        "downlink", method.downlink.compressor, feedback_coefficient(method.downlink.feedback, step), method.beta, d
+    )
+    omega = up.compressor.omega(d)
+    if up.correction != 1.0:
+        if not math.isfinite(omega):
+            raise ConfigError(
+                f"uplink.correction = {up.correction!r} needs an unbiased compressor, but {_named(up.compressor)} is "
+                "biased; use rand-k or quantize, or correction = 1"
+            )
+        if method.alpha != 1.0:
+            raise ConfigError(
+                f"uplink.correction = {up.correction!r} needs uplink.rate = 1, got {up.rate!r}; drop rate"
+            )
+        a = method.correction
+        if (1 - a) ** 2 + a**2 * omega >= 1 and not (a == 0 and up.synchronise):
+            raise ConfigError(
+                f"uplink.correction = {up.correction!r} lets errors stay or grow with omega = {omega:.3g} at d = {d}; "
+                "use 'auto', or 0 with uplink.synchronise = 'auto'"
+            )
+    if not math.isfinite(omega) and up.memory and probability < 1 and method.server.normalise == "expected":
         raise ConfigError(
-            f"{name}.feedback = {feedback!r} is {c:.3g} with a compressor of omega = {omega:.3g} at d = {d}: "
+            f"{_named(up.compressor)} is biased, so that server.normalise = 'expected' would overshoot under partial "
+            "participation; use normalise = 'registered'"
+        )
+
+
+def check_error(name: str, compressor: AnyCompressor, feedback: float, rate: float, d: int) -> None:
+    """Refuse what a compressor leaves out and nobody recovers, or what would grow.
+
+    An error obeys E||e'||^2 <= omega ||x + c e||^2, or (1 - delta) ||x + c e||^2 if it is biased, so it stays bounded
+    only where c^2 times that factor is below 1. A memory's distance to a row that rests shrinks in one step by
+    (1 - rate)^2 + rate^2 omega; a contraction always shrinks it. feedback: c; rate: of the memory, 0 without one.
+    """
+    omega, delta = compressor.omega(d), compressor.delta(d)
+    biased = not math.isfinite(omega)
+    if biased and not feedback and not rate:
+        raise ConfigError(
+            f"{name}.compressor: {_named(compressor)} is biased, and what it leaves out would be lost; "
+            f"use {name}.feedback = 1 (error feedback) or a memory (EF21)"
+        )
+    noise = 1 - delta if biased else omega
+    if feedback * feedback * noise >= 1:
+        raise ConfigError(
+            f"{name}.feedback is {feedback:.3g} with a compressor of omega = {omega:.3g} at d = {d}: "
             f"the error would grow (c^2 omega >= 1); use feedback = 'step' with a smaller step, or more levels"
         )
+    if not biased and (1 - rate) ** 2 + rate**2 * omega >= 1 and rate:
+        raise ConfigError(
+            f"{name}.rate is {rate:.3g} with a compressor of omega = {omega:.3g} at d = {d}: the memory would grow "
+            f"(rate >= 2 / (1 + omega)); use rate = 'auto'"
+        )
+
+
+def _named(compressor: AnyCompressor) -> str:
+    return repr(compressor.__struct_config__.tag)
 
 
 def feedback_coefficient(feedback: Feedback, step: float) -> float:

@@ -9,6 +9,7 @@ QUANTIZED = {"compressor": "quantize"}
 PLAIN = {"compressor": "identity"}
 MEMORY = {"memory": True}
 STEP_FEEDBACK = {"feedback": "step"}
+MODEL_MEMORY = {"memory": "model"}
 MODELS_MEAN = {"step": 1.0, "normalise": "present"}
 LOCAL_AVERAGING = {
     "local": {"steps": 10, "send": "difference", "step": 0.1},
@@ -60,6 +61,34 @@ RECIPES: dict[str, Recipe] = {
         "quantized both ways, memories",
         "Philippenko & Dieuleveut 2020, arXiv 2006.14591",
         {"uplink": QUANTIZED | MEMORY, "downlink": QUANTIZED},
+    ),
+    "mcm": Recipe(
+        "artemis whose server keeps its own model: what comes down is the quantized difference of models",
+        "Philippenko & Dieuleveut, NeurIPS 2021, arXiv 2102.12528",
+        {"uplink": QUANTIZED | MEMORY, "downlink": QUANTIZED | MODEL_MEMORY},
+    ),
+    "rand-mcm": Recipe(
+        "mcm with a message and a memory of its own for every client",
+        "Philippenko & Dieuleveut, NeurIPS 2021, arXiv 2102.12528",
+        {"uplink": QUANTIZED | MEMORY, "downlink": QUANTIZED | MODEL_MEMORY | {"each": True}},
+    ),
+    "dasha": Recipe(
+        "quantized changes of the gradient, never in full but in the first round",
+        "Tyurin & Richtárik, ICLR 2023, arXiv 2202.01268",
+        {
+            "uplink": QUANTIZED | MEMORY | {"correction": "auto"},
+            "downlink": PLAIN,
+            "server": {"normalise": "registered"},
+        },
+    ),
+    "marina": Recipe(
+        "quantized changes of the gradient, now and then all clients in full",
+        "Gorbunov et al., ICML 2021, arXiv 2102.07845",
+        {
+            "uplink": QUANTIZED | MEMORY | {"correction": 0.0, "synchronise": "auto"},
+            "downlink": PLAIN,
+            "server": {"normalise": "registered"},
+        },
     ),
     "dore": Recipe(
         "artemis with error feedback on the downlink (the form of the Artemis comparison)",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedsim.algorithms import artemis
 from fedsim.algorithms.artemis import Clients
+from fedsim.algorithms.downlink import apply
 from fedsim.compression import Compressor, Identity, Layout
 from fedsim.ends.part import check, part_of, whole
 from fedsim.ends.store import NEVER, Held, Keep, Standing
@@ -126,7 +127,7 @@ class ClientEnd:
             return
         for k, message in enumerate(messages[len(messages) - missed :], start=self.seen):
             update = _update(message, compressor, layout, self.model.dtype).to(self.model.device)
-            self.model = artemis.apply(self.model, update, self.setup.step_of(k))
+            self.model = apply(self.model, update, self.setup.step_of(k))
         self.seen = frame.round
 
     def _agrees(self, server: End) -> bool:

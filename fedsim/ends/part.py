@@ -24,6 +24,13 @@ def check(experiment: Experiment) -> None:
             f"whitening.mode = {mode!r} runs in the simulator only; use whitening.mode = 'off' to deploy, "
             "where clients may still whiten by themselves with direction.kind = 'whitened'"
         )
+    for key, value, deployed in (
+        ("downlink.memory", experiment.downlink.memory, "none"),
+        ("uplink.correction", experiment.uplink.correction, 1.0),
+        ("uplink.synchronise", experiment.uplink.synchronise, 0.0),
+    ):
+        if value != deployed:
+            raise ConfigError(f"{key} = {value!r} runs in the simulator only; use {key} = {deployed!r} to deploy")
     if isinstance(experiment.rate, Salr) and experiment.rate.level == "server":
         raise ConfigError("rate.level = 'server' runs in the simulator only; use rate.level = 'client' to deploy")
 

@@ -122,6 +122,7 @@ class ServerEnd:
         if accepted is not None:
             self._commit(accepted)
         self.state.server = server
+        assert update is not None, "check() refuses messages to each client"
         (message,) = coding.encode(update)
         self.state.updates.add(len(message))
         self._keep(message)

@@ -1,7 +1,7 @@
 """One round of a federation in one process: the calls a server and its clients make, and what their messages cost.
 
 cohort      who takes part
-catch up    each client receives the updates it missed, or the whole model where that is shorter
+bring       each client receives the updates it missed, or the whole model where that is shorter, or its own message
 whiten      where features are whitened together and it is time: moments up, pooled moments down
 measure     where the server's step follows the sharpness and it is time: one number a client up
 solve       each client computes its direction from the model
@@ -15,7 +15,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,13 +24,14 @@ from fedsim.algorithms.method import Method
 from fedsim.algorithms.whitening import Mixing
 from fedsim.compression import Identity, Received, send
 from fedsim.errors import DivergedError
-from fedsim.ledger import Direction, Entry, Lines
+from fedsim.ledger import Entry, Lines
 from fedsim.randomness import Purpose
 from fedsim.simulation import sharpness, whitening
+from fedsim.simulation.downlink import bring
 from fedsim.simulation.exchange import counted, exchange, update_bytes, uplink_lines
 from fedsim.simulation.setup import Setup
-from fedsim.simulation.state import NEVER, State
-from fedsim.wire.frame import HEADER_BYTES, Kind
+from fedsim.simulation.state import State
+from fedsim.wire.frame import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ def play(setup: Setup, state: State) -> Round:
 
 def _play(setup: Setup, state: State, t: int, step: float) -> Round:
     cohort = setup.cohort(t)
-    lines, losses, received = deliver(setup, state, cohort), None, None
+    lines, models = bring(setup, state, cohort)
+    losses, received = None, None
     if whitening.due(setup, state, cohort):
         lines += whitening.refresh(setup, state, cohort)
     method = whitening.method_of(setup, state)
@@ -65,7 +66,7 @@ def _play(setup: Setup, state: State, t: int, step: float) -> Round:
     if len(cohort.clients):
         solution = setup.solve(
             whitening.plan_of(setup, state),
-            state.server.model.expand(len(cohort.clients), -1),
+            models,
             cohort.clients,
             setup.stream(Purpose.BATCH, t),
             state.store.solvers,
@@ -75,17 +76,20 @@ def _play(setup: Setup, state: State, t: int, step: float) -> Round:
             directions, sent = whitening.mix(setup, state, cohort, solution)
             method = whitening.method_of(setup, state)
             lines.append(sent)
-        if t == 0 and setup.experiment.uplink.initial == "gradient":
+        in_full = setup.synchronised(t)
+        if in_full or (t == 0 and setup.experiment.uplink.initial == "gradient"):
             lines.append(send_memories(setup, state, cohort, directions))
-        received, sent = send_uploads(setup, state, cohort, directions, method)
-        lines.append(sent)
+        if not in_full:
+            received, sent = send_uploads(setup, state, cohort, directions, method)
+            lines.append(sent)
         state.store.solvers |= zip(cohort.clients.tolist(), solution.memories, strict=True)
         state.gradients += int(solution.gradients.sum())
     noise = setup.stream(Purpose.DOWNLINK, t)
     state.server, update = artemis.absorb(method, state.server, received, cohort, step, noise)
     if not _finite(state.server.model):
         raise DivergedError(f"the model is not finite with server.step = {step:.4g}; use a smaller step")
-    state.updates.add(update_bytes(setup, update) + sharpness.step_bytes(setup))
+    if update is not None:
+        state.updates.add(update_bytes(setup, update) + sharpness.step_bytes(setup))
     return Round(t, len(cohort.clients), None if losses is None else float(losses.mean()), lines)
 
 
@@ -94,66 +98,14 @@ def _finite(model: Tensor) -> bool:
     return math.isfinite(float(model.sum())) or bool(torch.isfinite(model).all())
 
 
-def deliver(setup: Setup, state: State, cohort: Cohort) -> list[Lines]:
-    """Bring the cohort to the current model: for each client the cheaper of its missed updates and the whole model.
-
-    A client that replays applies each update with the step size of its round, which it knows from the experiment, and
-    so holds the server's model bit for bit. Source: Artemis, Algorithm 1 (catch-up of absent devices).
-    """
-    t, clients = state.server.round, cohort.clients.cpu().numpy()
-    seen = state.store.seen[clients]
-    missed = np.where(seen == NEVER, 0, t - seen)
-    payload, framed = state.updates.since(np.maximum(seen, 0))
-    whole = state.server.model.numel() * state.server.model.element_size()
-    due = whitening.due(setup, state, cohort)
-    lacking, each = whitening.catch_up(setup, state, clients)
-    # To replay takes all moments that a client lacks; a whole model takes the newest, unless new ones follow at once.
-    newest = np.zeros_like(lacking) if due else np.minimum(lacking, 1)
-    replays = (seen != NEVER) & (framed + lacking * each <= whole + newest * each)
-    moments = np.where(replays, lacking, newest)
-    update_bits, shared_bits = setup.method.downlink.compressor.formula_bits(setup.task.dim)
-    state.store.seen[clients] = t
-    models, updates = clients[~replays], clients[replays]
-    lines = []
-    if len(models):
-        lines.append(
-            Lines(
-                t,
-                Direction.DOWN,
-                Entry.MODEL,
-                clients=models,
-                messages=np.ones_like(models),
-                formula_bits=np.full(len(models), 32.0 * setup.task.dim),
-                payload_bits=np.full(len(models), 8 * whole),
-                frame_bytes=np.full(len(models), HEADER_BYTES + whole),
-            )
-        )
-    if len(updates):
-        lines.append(
-            Lines(
-                t,
-                Direction.DOWN,
-                Entry.UPDATES,
-                clients=updates,
-                messages=missed[replays],
-                formula_bits=missed[replays] * (update_bits + shared_bits / setup.clients),
-                payload_bits=8 * payload[replays],
-                frame_bytes=HEADER_BYTES + framed[replays],
-            )
-        )
-    if moments.any():
-        lines.append(whitening.late_lines(setup, state, clients, moments))
-    return lines
-
-
 def send_memories(setup: Setup, state: State, cohort: Cohort, directions: Tensor) -> Lines:
-    """Every client uploads its first direction in full: it becomes the client's memory, at both ends."""
-    exact = Identity("float64" if directions.dtype == torch.float64 else "float32")
-    payload = exact.compress(directions, setup.stream(Purpose.UPLINK, 0), cohort.clients)
+    """Every client uploads its direction in full: it becomes the client's memory, at both ends."""
+    t, exact = state.server.round, Identity("float64" if directions.dtype == torch.float64 else "float32")
+    payload = exact.compress(directions, setup.stream(Purpose.UPLINK, t), cohort.clients)
     received, lengths = exchange(setup, state, cohort, payload, Kind.MEMORY)
     state.server = artemis.remember(state.server, cohort, exact.decompress(received, directions.dtype))
-    state.store.put(cohort.clients, Clients(memory=directions))
-    return uplink_lines(0, Entry.MEMORY, cohort, lengths, 32.0 * setup.task.dim)
+    state.store.put(cohort.clients, Clients(memory=directions, last=directions))
+    return uplink_lines(t, Entry.MEMORY, cohort, lengths, 32.0 * setup.task.dim)
 
 
 def send_uploads(
@@ -178,7 +130,7 @@ def _in_place(setup: Setup, state: State, cohort: Cohort, directions: Tensor, me
     """``artemis.upload`` where the memories lie, for messages that cannot be lost; None where that is not quicker."""
     store, noise = state.store, setup.stream(Purpose.UPLINK, state.server.round)
     exact = setup.experiment.run.wire == "real" or state.server.memories is not None
-    if store.memory is None or store.error is not None or exact:
+    if store.memory is None or store.error is not None or store.last is not None or exact:
         return None
     rows = store.memory.dense
     payload = send(method.up, directions, rows, method.alpha, noise, cohort.clients, setup.threads)

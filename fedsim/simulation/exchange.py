@@ -44,11 +44,16 @@ def counted(state: State, cohort: Cohort, payload: Received) -> Lengths:
     return framed(coding.size(payload).numpy() // 8)
 
 
+def message_bytes(setup: Setup, payload: Payload) -> NDArray[np.int64]:
+    """Bytes of the message of each row, int64[n]."""
+    if setup.experiment.run.wire == "real":
+        return np.array([len(message) for message in coding.encode(payload)], np.int64)
+    return coding.size(payload).numpy() // 8
+
+
 def update_bytes(setup: Setup, update: Payload) -> int:
     """Bytes of the message of the server's update, one row."""
-    if setup.experiment.run.wire == "real":
-        return len(coding.encode(update)[0])
-    return int(coding.size(update)[0]) // 8
+    return int(message_bytes(setup, update)[0])
 
 
 def uplink_lines(round: int, kind: Entry, cohort: Cohort, lengths: Lengths, formula: float) -> Lines:

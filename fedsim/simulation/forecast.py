@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from fedsim.algorithms.artemis import Cohort
 from fedsim.compression import Compressor
 from fedsim.experiment import Experiment
-from fedsim.ledger import Cost, Direction, Entry, Ledger
+from fedsim.ledger import Cost, Direction, Entry, Ledger, Lines
 from fedsim.randomness import Purpose, Stream
 from fedsim.simulation import sharpness, whitening
-from fedsim.simulation.engine import deliver
+from fedsim.simulation.downlink import deliver, own_lines
 from fedsim.simulation.exchange import Lengths, framed, uplink_lines
-from fedsim.simulation.setup import prepare
-from fedsim.simulation.state import initial_state
+from fedsim.simulation.setup import Setup, prepare
+from fedsim.simulation.state import NEVER, State, initial_state
 from fedsim.wire import coding
 from fedsim.wire.frame import HEADER_BYTES
 
@@ -47,16 +48,17 @@ def forecast(experiment: Experiment) -> Forecast:
         cohort = setup.cohort(t)
         n = len(cohort.clients)
         for lines in [
-            *deliver(setup, state, cohort),
+            *_brought(setup, state, cohort, down_bytes),
             *whitening.expected(setup, state, cohort),
             *sharpness.expected(setup, cohort, t),
         ]:
             ledger.add(lines)
-        if t == 0 and experiment.uplink.initial == "gradient":
+        in_full = setup.synchronised(t)
+        if n and (in_full or (t == 0 and experiment.uplink.initial == "gradient")):
             ledger.add(
                 uplink_lines(t, Entry.MEMORY, cohort, _lengths(n, d * state.server.model.element_size()), 32.0 * d)
             )
-        if n:
+        if n and not in_full:
             ledger.add(uplink_lines(t, Entry.UPLOAD, cohort, _lengths(n, up_bytes), up_bits + up_shared / n))
         state.updates.add(down_bytes + sharpness.step_bytes(setup))
     return Forecast(
@@ -65,6 +67,14 @@ def forecast(experiment: Experiment) -> Forecast:
         round_formula_bits=setup.clients * (up_bits + down_bits) + up_shared + down_shared,
         uncompressed_bytes=ledger.cost().frames * (HEADER_BYTES + 4 * d),
     )
+
+
+def _brought(setup: Setup, state: State, cohort: Cohort, message: int) -> list[Lines]:
+    """The ledger's lines of what comes down. message: bytes of a client's own, where each has one."""
+    if not setup.method.downlink.each:
+        return deliver(setup, state, cohort)
+    known = state.store.seen[cohort.clients.cpu().numpy()] != NEVER
+    return own_lines(setup, state, cohort, np.full(int(known.sum()), message))
 
 
 def typical_bytes(compressor: Compressor, d: int) -> int:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from fedsim.algorithms import whitening
 from fedsim.algorithms.artemis import Cohort
-from fedsim.algorithms.method import Method, check, check_feedback
+from fedsim.algorithms.method import Method, check, check_channels
 from fedsim.algorithms.steps import scheduled, step_size
 from fedsim.algorithms.theory import Steps
 from fedsim.data import Federation, split
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
-from fedsim.randomness import Purpose, Stream
+from fedsim.randomness import Purpose, Stream, only
 from fedsim.simulation.executors import Choice, choose
 from fedsim.simulation.theory import theory_steps
 from fedsim.simulation.workers import Workers
@@ -63,8 +63,17 @@ class Setup:
         """The random numbers of one purpose in one round."""
         return Stream(self.experiment.seed, purpose, round)
 
+    def synchronised(self, round: int) -> bool:
+        """Whether all clients send what they compute in full in this round, and nothing else."""
+        chance = self.method.uplink.full(self.task.dim)
+        return (
+            bool(chance) and float(self.stream(Purpose.SYNCHRONISE, round).uniform(only(), 1, torch.float64)) < chance
+        )
+
     def cohort(self, round: int) -> Cohort:
         """Who takes part in a round."""
+        if self.synchronised(round):
+            return Cohort(torch.arange(self.clients, device=self.weights.device), self.weights, 1.0)
         participation = self.experiment.participation
         clients = participation.sample(self.clients, self.experiment.seed, round).to(self.weights.device)
         return Cohort(clients, self.weights.index_select(0, clients), participation.probability(self.clients))
@@ -134,8 +143,8 @@ def prepare(experiment: Experiment) -> Setup:
     check_plan(local, experiment.rate, experiment.direction, choice.chunk)
     needs_local_step = local.steps > 1 or local.epochs or local.send == "difference"
     local_step = step_size("local.step", local.step, smoothness, lambda: theory().local) if needs_local_step else step
-    for name, channel in (("uplink", experiment.uplink), ("downlink", experiment.downlink)):
-        check_feedback(name, channel.compressor, channel.feedback, step, task.dim)
+    method = Method(experiment.uplink, experiment.downlink, server, task.dim)
+    check_channels(method, step, participation.probability(federation.clients))
     sizes = federation.sizes.to(device=device, dtype=torch.float64)
     weights = sizes / sizes.sum() if server.weights == "pooled" else torch.full_like(sizes, 1.0 / len(sizes))
     plan = Plan(local, local_step, choice.chunk, order_named(local.order), experiment.rate, experiment.direction)
@@ -143,7 +152,7 @@ def prepare(experiment: Experiment) -> Setup:
         experiment=experiment,
         federation=federation,
         task=task,
-        method=Method(experiment.uplink, experiment.downlink, server, task.dim),
+        method=method,
         weights=weights.to(dtype),
         step=step,
         plan=plan,

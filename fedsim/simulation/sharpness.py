@@ -55,7 +55,7 @@ def scaled(state: State, step: float) -> float:
 
 def measure(setup: Setup, state: State, cohort: Cohort) -> Lines:
     """Measure at every client of the cohort, upload, and scale the server's step from this round on."""
-    salr, t, model = rule(setup), state.server.round, state.server.model
+    salr, t, model = rule(setup), state.server.round, state.server.view
     assert salr is not None
     found = []
     for client in cohort.clients.tolist():

@@ -24,10 +24,11 @@ NEVER = -1
 class ClientStore:
     """Every client's row and link, by client number. Cohort rows are taken out, and put back once acknowledged.
 
-    memory, error: rows float[N, d] or None; seen: int64[N], the round whose model a client holds (NEVER before its
-    first contact); epochs: int64[N]; digests: uint8[N, 8]. Both ends of a link are equal between rounds, so one is
-    stored. solvers: what a client's local solver remembers, by client number; absent before its first round. held:
-    int64[N], number of the newest pooled moments that a client holds (0: none).
+    memory, error, last: rows float[N, d] or None; sent: the server's H_i where each client has its own. seen: int64[N],
+    the round whose model a client holds (NEVER before its first contact); epochs: int64[N]; digests: uint8[N, 8]. Both
+    ends of a link are equal between rounds, so one is stored. solvers: what a client's local solver remembers, by
+    client number; absent before its first round. held: int64[N], number of the newest pooled moments that a client
+    holds (0: none).
     """
 
     memory: Rows | None
@@ -37,23 +38,26 @@ class ClientStore:
     digests: NDArray[np.uint8]
     solvers: dict[int, Memory]
     held: NDArray[np.int64]
+    last: Rows | None = None
+    sent: Rows | None = None
 
     def take(self, clients: Tensor) -> Clients:
         """The rows of a cohort."""
         return Clients(
             None if self.memory is None else self.memory.take(clients),
             None if self.error is None else self.error.take(clients),
+            None if self.last is None else self.last.take(clients),
         )
 
     def put(self, clients: Tensor, rows: Clients) -> None:
         """Commit the rows of a cohort."""
-        for mine, new in ((self.memory, rows.memory), (self.error, rows.error)):
+        for mine, new in ((self.memory, rows.memory), (self.error, rows.error), (self.last, rows.last)):
             if mine is not None and new is not None:
                 mine.put(clients, new)
 
     def rows(self) -> tuple[tuple[str, Rows | None], ...]:
         """The rows by name."""
-        return ("memory", self.memory), ("error", self.error)
+        return ("memory", self.memory), ("error", self.error), ("last", self.last), ("sent", self.sent)
 
     def contacted(self) -> Tensor:
         """Clients that have taken part, ascending; the rows of all others are zero."""
@@ -143,6 +147,8 @@ def initial_state(setup: Setup) -> State:
         digests=np.zeros((n, 8), dtype=np.uint8),
         solvers={},
         held=np.zeros(n, dtype=np.int64),
+        last=rows(experiment.uplink.correction != 1.0),
+        sent=rows(experiment.downlink.each),
     )
     return State(begin(setup.method, model, n), store, Updates())
 
@@ -211,6 +217,8 @@ def _server_rows(server: Server) -> dict[str, Tensor | None]:
         "memories": server.memories,
         "error": server.error,
         "average": server.average,
+        "sent": server.sent,
+        "held": server.held,
     }
 
 

@@ -68,7 +68,7 @@ def method_of(setup: Setup, state: State) -> Method:
 
 def refresh(setup: Setup, state: State, cohort: Cohort) -> list[Lines]:
     """Pool the moments of the cohort at the current model, over the wire."""
-    model = state.server.model
+    model = state.server.view
     rows = torch.stack([moments_of(setup, model, client) for client in cohort.clients.tolist()])
     lengths = _pool(setup, state, cohort, rows)
     sent = _broadcast(setup, state)

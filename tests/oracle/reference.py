@@ -5,6 +5,8 @@
     g_i      direction of client i      h_i      memory of client i,  h = sum_i v_i h_i
     D_i      C_up(g_i - h_i + c e_i)    e_i, e   what compression left out at client i, at the server
     Omega    C_dwn(ghat + c e)          w_{k+1} = w_k - gamma_k Omega
+    k_i      g_i of the last time (DASHA, MARINA)         H, H_i   downlink memory, one or one a client
+    what     the model at which clients compute: w_k, or with memory "model" H + C_dwn(w_k - H)
     P = K K'                            inverse of the damped second moment of the pooled features, where they whiten:
                                         messages go up as g K, steps ghat P come down as (ghat P) K^-T
 
@@ -24,7 +26,7 @@ from numpy.typing import NDArray
 Row = NDArray[Any]
 Table = dict[str, Any]
 
-PARTICIPATION, BATCH, UPLINK, DOWNLINK, ORDER = 1, 2, 3, 4, 9
+PARTICIPATION, BATCH, UPLINK, DOWNLINK, ORDER, SYNCHRONISE = 1, 2, 3, 4, 9, 10
 SERVER = 2**32 - 1
 HEADER_BYTES = 40
 
@@ -335,6 +337,10 @@ class Snapshot:
     error: Row
     average: Row
     sent: list[Sent]
+    last: list[Row]
+    held: Row
+    H: Row
+    H_i: list[Row]
 
 
 def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
@@ -357,18 +363,33 @@ def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
     at_server = rate["rule"] == "salr" and rate["level"] == "server"
     pooled: Whitening | None = None
     held = [0] * n
+    a = up["correction"] if up["correction"] != "auto" else 1 / (1 + 2 * omega(up, d))
+    full = up["synchronise"] if up["synchronise"] != "auto" else 1 / (1 + omega(up, d))
+    beta = float(down["rate"]) if down["rate"] != "auto" else 1 / (2 * (omega(down, d) + 1))
+    models = down["memory"] == "model"
+    k_i, what, H = [np.zeros_like(w) for _ in range(n)], w.copy(), w.copy() if models else np.zeros_like(w)
+    H_i = [np.zeros_like(w) for _ in range(n)]
 
     for k in range(table["rounds"]):
         gamma = gamma_0 if server["schedule"] == "constant" else gamma_0 / math.sqrt(k + 1)
         S, p = cohort(table, n, k)
+        in_full = words(seed, SYNCHRONISE, k, SERVER, 1)[0] / 2**32 < full
+        if in_full:
+            S, p = list(range(n)), 1.0
         refresh = white["mode"] == "shared" and bool(S)
         refresh &= pooled is None or bool(white["refresh"] and k - pooled.made >= white["refresh"])
         count, triangle = 0 if pooled is None else pooled.count, d * (d + 1) // 2
-        sent = []
+        sent, what_i = [], dict.fromkeys(S, what)
         for i in S:
             lacking, newest = count - held[i], 0 if refresh else min(count - held[i], 1)
-            whole, moments = w.nbytes + newest * 8 * triangle, lacking * 8 * triangle
-            line = catch_up(down, i, k, seen, updates, (n, w), (moments, whole))
+            if down["each"]:
+                line, what_i[i], H_i[i] = own_message(table, i, k, w, H_i[i], i in seen, beta)
+                sent.append(line)
+                seen[i] = k
+                continue
+            rows = 1 if down["memory"] == "none" else 2
+            whole, moments = rows * w.nbytes + newest * 8 * triangle, lacking * 8 * triangle
+            line = catch_up(down, i, k, seen, updates, (n, d, rows * w.nbytes), (moments, whole))
             late = lacking if line.kind == "updates" else newest
             sent += [line] + [moment_line(i, "down", late, triangle)] * (late > 0)
             held[i] = count
@@ -382,18 +403,21 @@ def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
             held = [pooled.count if i in S else held[i] for i in range(n)]
         P, into, back = (None, np.eye(d), np.eye(d)) if pooled is None else (pooled.P, pooled.K, pooled.back)
         if at_server and S and k % rate["period"] == 0:
-            found = [sharpness(rate, world, w, *first_batch(table, world, i, k, solvers[i])) for i in S]
+            found = [sharpness(rate, world, what_i[i], *first_batch(table, world, i, k, solvers[i])) for i in S]
             central.factor = relative_sharpness(rate, float(np.median(found)), central.history)
             sent += [Sent(i, "up", "sharpness", 1, 32.0, 64, HEADER_BYTES + 8) for i in S]
         gamma = gamma * central.factor
-        D = {}
+        D, initial = {}, {}
         for i in S:
-            g = direction(table, world, w, i, k, eta, solvers[i], P)
-            if k == 0 and up["initial"] == "gradient":
-                h_i[i], copies[i] = g.copy(), g.copy()
-                h = h + v[i] * g
+            g = direction(table, world, what_i[i], i, k, eta, solvers[i], P)
+            if in_full or (k == 0 and up["initial"] == "gradient"):
+                h_i[i], copies[i], k_i[i] = g.copy(), g.copy(), g.copy()
+                initial[i] = g
                 sent.append(Sent(i, "up", "memory", 1, 32.0 * d, 8 * g.nbytes, HEADER_BYTES + g.nbytes))
-            delta = g - h_i[i] if up["memory"] else g
+            if in_full:
+                continue
+            delta = g - h_i[i] if a == 1 else g - k_i[i] - a * (h_i[i] - k_i[i])
+            k_i[i] = g
             c = gamma if up["feedback"] == "step" else up["feedback"]
             delta = delta + c * e_i[i]
             message = compress(up, delta @ into, (seed, UPLINK, k, i))
@@ -414,36 +438,60 @@ def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
                 )
             )
 
-        share = {i: v[i] / (p if server["normalise"] == "expected" else sum(v[j] for j in S)) for i in S}
+        if in_full or (k == 0 and up["initial"] == "gradient"):
+            h = np.asarray(sum(v[i] * initial[i] for i in S))
+        part = {"expected": p, "present": sum(v[j] for j in D), "registered": 1.0}[server["normalise"]]
+        share = {i: v[i] / part for i in D}
         ghat = np.zeros_like(w)
         if not up["memory"]:
-            for i in S:
+            for i in D:
                 ghat = ghat + share[i] * D[i]
         elif server["memory"] == "pp1":
-            for i in S:
+            for i in D:
                 ghat = ghat + share[i] * (D[i] + copies[i])
                 copies[i] = copies[i] + alpha * D[i]
         else:
             ghat = h.copy()
-            for i in S:
+            for i in D:
                 ghat = ghat + share[i] * D[i]
                 h = h + alpha * (share[i] if server["paper_compat"] else v[i]) * D[i]
 
         c = gamma if down["feedback"] == "step" else down["feedback"]
-        target = (ghat if P is None else P @ ghat) + c * e
-        message = compress(down, target @ back.T, (seed, DOWNLINK, k, SERVER))
-        moved = message.sent @ into.T
-        e = target - moved
-        updates.append(message.bytes + 8 * at_server)
-        w = w - gamma * moved
+        step = ghat if P is None else P @ ghat
+        if down["each"]:
+            w = w - gamma * step
+        else:
+            target = (w - gamma * step if models else step + c * e) - H
+            message = compress(down, target @ back.T, (seed, DOWNLINK, k, SERVER))
+            moved = message.sent @ into.T
+            e = target - moved
+            updates.append(message.bytes + 8 * at_server)
+            what = H + moved if models else w - gamma * (H + moved)
+            w, H = w - gamma * step if models else what, H + beta * moved * (down["memory"] != "none")
         iterates.append(w)
-        yield Snapshot(S, w, list(h_i), h, list(copies), list(e_i), e, np.mean(iterates, axis=0), sent)
+        yield Snapshot(
+            S,
+            w,
+            list(h_i),
+            h,
+            list(copies),
+            list(e_i),
+            e,
+            np.mean(iterates, axis=0),
+            sent,
+            list(k_i),
+            what,
+            H,
+            list(H_i),
+        )
 
 
 def memory_rate(up: Table, d: int) -> float:
     """alpha: as given, or 1 / (2 (omega + 1))."""
     if up["rate"] != "auto":
         return float(up["rate"])
+    if up["correction"] != 1:
+        return 1.0
     quantizer = {"compressor": "quantize", "levels": up["rate_levels"], "norm": "l2", "bucket": 0}
     return 1 / (2 * (omega(quantizer if up["rate_levels"] else up, d) + 1))
 
@@ -466,19 +514,38 @@ def moment_line(i: int, way: str, count: int, triangle: int) -> Sent:
 
 
 def catch_up(
-    down: Table, i: int, k: int, seen: dict[int, int], updates: list[int], of: tuple[int, Row], beside: tuple[int, int]
+    down: Table,
+    i: int,
+    k: int,
+    seen: dict[int, int],
+    updates: list[int],
+    of: tuple[int, int, int],
+    beside: tuple[int, int],
 ) -> Sent:
     """Artemis, Algorithm 1: the whole model, or the updates since the client's last round where they are not longer.
 
-    of: N and the model; beside: bytes of moments that replaying takes as well, and all bytes that the model takes.
+    of: N, d, bytes of a whole model; beside: bytes of moments that replaying takes as well, and of all
+    that the model takes.
     """
-    first, (n, w) = seen.get(i), of
+    first, (n, d, model) = seen.get(i), of
     seen[i] = k
     missed = [] if first is None else updates[first:]
     framed = sum(size + varint(size) for size in missed)
     if first is None or framed + beside[0] > beside[1]:
-        return Sent(i, "down", "model", 1, 32.0 * len(w), 8 * w.nbytes, HEADER_BYTES + w.nbytes)
-    bits, shared = formula_bits(down, len(w))
+        rows = 1 if down["memory"] == "none" else 2
+        return Sent(i, "down", "model", 1, 32.0 * rows * d, 8 * model, HEADER_BYTES + model)
+    bits, shared = formula_bits(down, d)
     return Sent(
         i, "down", "updates", len(missed), len(missed) * (bits + shared / n), 8 * sum(missed), HEADER_BYTES + framed
     )
+
+
+def own_message(table: Table, i: int, k: int, w: Row, H: Row, known: bool, beta: float) -> tuple[Sent, Row, Row]:
+    """Rand-MCM: what a client is sent, the model at which it computes, its H afterwards; the whole model at first."""
+    if not known:
+        return Sent(i, "down", "model", 1, 32.0 * len(w), 8 * w.nbytes, HEADER_BYTES + w.nbytes), w.copy(), w.copy()
+    down = table["downlink"]
+    message = compress(down, w - H, (table["seed"], DOWNLINK, k, i))
+    octets = message.bytes + varint(message.bytes)
+    line = Sent(i, "down", "updates", 1, sum(formula_bits(down, len(w))), 8 * message.bytes, HEADER_BYTES + octets)
+    return line, H + message.sent, H + beta * message.sent

@@ -136,6 +136,39 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "downlink": {"feedback": 0.1},
         "server": {"memory": "pp1"},
     },
+    "a memory of updates": {"participation": HALF, "downlink": {"memory": "update"}},
+    "a memory of models, decreasing steps, local steps": {
+        "participation": HALF,
+        "downlink": {"memory": "model", "rate": 0.2, "levels": 2},
+        "server": {"schedule": "inverse-sqrt", "average": True},
+        "local": {"steps": 3, "batch": 3, "step": "1/(2L)"},
+    },
+    "a memory of models, salr at the server": {
+        "algorithm": "mcm",
+        "participation": HALF,
+        "local": {"batch": 4},
+        "rate": {"rule": "salr", "level": "server", "period": 3, "probe": 0.1},
+    },
+    "a memory of models, whitened": {
+        "algorithm": "artemis-whitened",
+        "participation": HALF,
+        "whitening": {"refresh": 4},
+        "downlink": {"memory": "model"},
+    },
+    "own messages, rarely anybody": {"algorithm": "rand-mcm", "participation": {"scheme": "bernoulli", "p": 0.08}},
+    "changes of gradients, from the first one": {"algorithm": "dasha", "uplink": {"initial": "gradient"}},
+    "changes of gradients, a correction by hand": {
+        "algorithm": "dasha",
+        "participation": HALF,
+        "uplink": {"correction": 0.3},
+    },
+    "seldom in full": {
+        "algorithm": "marina",
+        "participation": HALF,
+        "uplink": {"synchronise": 0.1, "initial": "zero"},
+        "downlink": {"compressor": "quantize"},
+    },
+    "absent clients count": {"participation": HALF, "server": {"normalise": "registered"}},
     "the largest seed": {"participation": HALF, "seed": 2**63 - 1},
 }
 
@@ -194,6 +227,15 @@ def compare(given: Experiment) -> tuple[Tensor, int]:
         if given.uplink.feedback:
             assert store.error is not None
             assert_close(store.error.dense, expected.errors, f"e_i after round {t}")
+        if given.uplink.correction != 1:
+            assert store.last is not None
+            assert_close(store.last.dense, expected.last, f"k_i after round {t}")
+        if given.downlink.each:
+            assert store.sent is not None
+            assert_close(store.sent.dense, expected.H_i, f"H_i after round {t}")
+        elif given.downlink.memory != "none":
+            assert_close(server.sent, expected.H, f"H after round {t}")
+            assert_close(server.view, expected.held, f"what after round {t}")
         if given.downlink.feedback:
             assert_close(server.error, expected.error, f"e after round {t}")
         if given.server.average:
