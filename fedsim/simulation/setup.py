@@ -122,6 +122,11 @@ def prepare(experiment: Experiment) -> Setup:
     whitening.check(experiment.whitening, experiment.direction, experiment.local, choice.chunk, experiment.server.step)
     participation.sample(federation.clients, experiment.seed, 0)
     check(experiment.uplink, experiment.downlink, server, participation.probability(federation.clients))
+    if experiment.downlink.each and not isinstance(experiment.whitening, whitening.Off):
+        raise ConfigError(
+            "downlink.each = true sends nobody what others were sent, and so no pooled moments; "
+            "use downlink.each = false or whitening.mode = 'off'"
+        )
     if isinstance(experiment.rate, Salr) and experiment.rate.level == "server" and experiment.uplink.feedback == "step":
         raise ConfigError(
             "uplink.feedback = 'step' needs the server's step before the upload, but rate.level = 'server' finds it "

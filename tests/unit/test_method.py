@@ -15,7 +15,7 @@ from fedsim.algorithms.method import (
     ServerOptions,
     Uplink,
     check,
-    check_feedback,
+    check_error,
     feedback_coefficient,
 )
 from fedsim.compression import Identity, Quantize
@@ -89,22 +89,57 @@ def test_feedback_coefficient(feedback: Feedback, number: float) -> None:
 
 def test_feedback_must_be_stable() -> None:
     """c^2 omega < 1; Quantize(1) has omega = 10 at d = 100."""
-    for feedback, step in ((0.0, 9.0), (0.316, 9.0), ("step", 0.316)):
-        check_feedback("uplink", Quantize(), feedback, step, 100)  # type: ignore[arg-type]
-    check_feedback("uplink", Identity(), 1.0, 9.0, 100)
-    for feedback, step in ((0.317, 0.1), (1.0, 0.1), ("step", 0.317)):
+    for feedback in (0.0, 0.316):
+        check_error("uplink", Quantize(), feedback, 0.0, 100)
+    check_error("uplink", Identity(), 1.0, 0.0, 100)
+    for feedback in (0.317, 1.0):
         with pytest.raises(
-            ConfigError, match=r"uplink\.feedback = .*omega = 10 at d = 100.*smaller step, or more levels"
+            ConfigError, match=r"uplink\.feedback is .*omega = 10 at d = 100.*smaller step, or more levels"
         ):
-            check_feedback("uplink", Quantize(), feedback, step, 100)  # type: ignore[arg-type]
+            check_error("uplink", Quantize(), feedback, 0.0, 100)
+
+
+def test_a_memory_must_be_stable() -> None:
+    """rate < 2 / (1 + omega), which is 2 / 11."""
+    check_error("uplink", Quantize(), 0.0, 0.181, 100)
+    check_error("uplink", Identity(), 0.0, 1.0, 100)
+    with pytest.raises(ConfigError, match=r"downlink\.rate is 0\.182 .*omega = 10.*use rate = 'auto'"):
+        check_error("downlink", Quantize(), 0.0, 0.182, 100)
+
+
+def test_rates_by_hand() -> None:
+    """Quantize(1) has omega = 10 at d = 100."""
+    assert Downlink().beta(100) == 0.0
+    assert Downlink(memory="model").beta(100) == 1 / 22
+    assert Downlink(memory="update", rate=0.1).beta(100) == 0.1
+    assert Uplink(memory=True, correction="auto").alpha(100) == 1.0
+    assert Uplink(memory=True, correction="auto").correct(100) == 1 / 21
+    assert (Uplink().correct(100), Uplink().full(100)) == (1.0, 0.0)
+    assert Uplink(memory=True, synchronise="auto").full(100) == 1 / 11
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"algorithm": "sgd", "server": {"memory": "pp1"}}, "server.memory = 'pp1' needs memories"),
     ({"uplink": {"initial": "gradient"}}, "uplink.initial = 'gradient' needs every client"),
     ({"server": {"memory": "pp1", "paper_compat": True}}, "server.paper_compat"),
-    ({"uplink": {"feedback": 1.0}}, "uplink.feedback = 1.0 is 1 with"),
-    ({"algorithm": "dore", "server": {"step": 4.0}}, "downlink.feedback = 'step' is 4 with"),
+    ({"uplink": {"feedback": 1.0}}, "uplink.feedback is 1 with"),
+    ({"algorithm": "dore", "server": {"step": 4.0}}, "downlink.feedback is 4 with"),
+    ({"uplink": {"rate": 1.0}}, "uplink.rate is 1 with"),
+    ({"algorithm": "mcm", "downlink": {"rate": 1.0}}, "downlink.rate is 1 with"),
+    ({"algorithm": "qsgd", "uplink": {"correction": "auto"}}, "uplink.correction = 'auto' needs memories"),
+    ({"algorithm": "qsgd", "uplink": {"synchronise": 0.5}}, "uplink.synchronise = 0.5 needs memories"),
+    ({"downlink": {"rate": 0.5}}, "downlink.rate = 0.5 needs a downlink memory"),
+    ({"downlink": {"each": True, "memory": "update"}}, "downlink.each = True needs clients that hold models"),
+    ({"algorithm": "mcm", "downlink": {"feedback": 0.1}}, "downlink.feedback = 0.1 recovers what compression leaves"),
+    ({"server": {"memory": "pp1", "normalise": "registered"}}, "server.memory = 'pp1' has no mean of all memories"),
+    (
+        {"algorithm": "marina", "server": {"memory": "pp1", "normalise": "expected"}},
+        "server.memory = 'pp1' has no mean",
+    ),
+    ({"algorithm": "dasha", "uplink": {"rate": 0.5}}, "uplink.correction = 'auto' needs uplink.rate = 1, got 0.5"),
+    ({"algorithm": "marina", "uplink": {"synchronise": 0.0}}, "uplink.correction = 0.0 lets errors stay or grow"),
+    ({"algorithm": "dasha", "uplink": {"correction": 0.5}}, "uplink.correction = 0.5 lets errors stay or grow"),
+    ({"algorithm": "rand-mcm", "whitening": {"mode": "shared"}, "server": {"step": 0.1}}, "downlink.each = true"),
     ({"participation": {"scheme": "k-of-n", "k": 21}}, "participation.k = 21, but there are 20 clients"),
     ({"server": {"step": -1}}, "server.step = -1"),
     ({"local": {"steps": 2, "step": "1/X"}}, "local.step = '1/X'"),

@@ -70,7 +70,11 @@ def test_a_checkpoint_holds_the_rows_of_those_who_took_part() -> None:
     assert 2 <= len(known) <= 6
     assert tensors["clients.memory"].shape == tensors["clients.error"].shape == (len(known), setup.task.dim)
     again = from_tensors(setup, 3, tensors)
-    for (_, mine), (_, other) in zip(state.store.rows(), again.store.rows(), strict=True):
+    found = {
+        name: (mine, other) for (name, mine), (_, other) in zip(state.store.rows(), again.store.rows(), strict=True)
+    }
+    assert [name for name, (mine, _) in found.items() if mine is not None] == ["memory", "error"]
+    for mine, other in (found["memory"], found["error"]):
         assert mine is not None
         assert other is not None
         assert torch.equal(mine.dense, other.dense)

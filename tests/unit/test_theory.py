@@ -151,7 +151,7 @@ def test_the_optimum_is_that_of_clients_that_count_alike() -> None:
 def test_memories_that_learn_too_fast_are_outside_the_theorem(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=r"learn at most at 0\..*, but uplink.rate = 1; use uplink.rate = 'auto'"):
         prepare(nastya(uplink={"rate": 1.0}))
-    fast = nastya(uplink={"rate": 1.0}, server={"step": 1e-6}, local={"step": 1e-6})
+    fast = nastya(uplink={"rate": 0.4}, server={"step": 1e-6}, local={"step": 1e-6})
     theory(None, [f"{key}={value}" for key, value in flat(fast.table())])
     assert "(not promised: steps or rate are larger)" in capsys.readouterr().out
 
