@@ -22,7 +22,7 @@ CLIENTS = 20
 PER_CLIENT = 200
 """Rows of each client in the synthetic sets."""
 
-MEMORIES = ("sgd-mem", "diana", "artemis")
+MEMORIES = ("sgd-mem", "diana", "artemis", "mcm", "rand-mcm", "dore")
 """Algorithms that keep memories."""
 
 SHIFTS = 0.12968
@@ -79,6 +79,15 @@ def a9a_stochastic(folder: Path, algorithm: str) -> Experiment:
         local={"batch": 128},
         run={"chunk": CLIENTS},
     )
+
+
+def a9a_preserved(folder: Path, algorithm: str) -> Experiment:
+    """600 epochs of batch 50 at 1/L, the setting of MCM's paper; there every client weighs the same, here every sample.
+
+    An epoch is a mean client's samples: 32,561 / (20 x 50) rounds.
+    """
+    rounds = 600 * (32561 // (CLIENTS * 50))
+    return a9a(folder, algorithm, "1/L", rounds, local={"batch": 50}, run={"chunk": CLIENTS})
 
 
 def linear(algorithm: str, batch: int, noise: bool) -> Experiment:

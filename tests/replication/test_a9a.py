@@ -125,6 +125,19 @@ def test_plateaus_of_stochastic_gradients(libsvm_folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_preserved_model_has_the_plateau_of_uplink_compression(libsvm_folder: Path) -> None:
+    """MCM, section 5: MCM = DIANA to 0.15 on the log10 axis, Artemis higher, and Dore = Artemis."""
+    level = {
+        cell.algorithm: mean_tail(cell, [measure(cell.at(seed)) for seed in cell.seeds])
+        for cell in figures.a9a_preserved(libsvm_folder)
+    }
+    print(level)
+    assert level["mcm"] == pytest.approx(level["diana"], abs=0.15)
+    assert level["artemis"] - level["diana"] > 0.5
+    assert level["dore"] == pytest.approx(level["artemis"], abs=0.15)
+
+
+@pytest.mark.slow
 def test_what_the_server_remembers_under_half_participation(libsvm_folder: Path) -> None:
     """Diana: PP2 descends smoothly, PP1 is shaken by who takes part, the published code takes steps of gamma / p.
 
