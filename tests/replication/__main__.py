@@ -1,8 +1,8 @@
 """Print what fedsim measures beside what is published: ``python -m tests.replication [PART ...]``, from the repository.
 
-Parts: a9a-p1, a9a-pp, a9a-stochastic, a9a-mcm (these need a9a: --libsvm), synthetic, rr (w8a where there is one); all of them
-when none is named. Two more print tables for which nothing is published, and only when they are named: salr (minutes)
-and solvers.
+Parts: a9a-p1, a9a-pp, a9a-stochastic, a9a-mcm (these need a9a: --libsvm), synthetic, rr (w8a where there is one); all
+of them when none is named. Two more print tables for which nothing is published, and only when they are named: salr
+(minutes) and solvers.
 """
 
 from __future__ import annotations
