@@ -17,6 +17,10 @@ def worker(
         str,
         typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...; default: what the experiment says."),
     ] = "",
+    allow_code: Annotated[
+        bool,
+        typer.Option("--allow-code", help="Call the Python functions that an experiment of the server names."),
+    ] = False,
 ) -> None:
     """Compute for the clients of a Flower node, round after round, until SIGTERM; start it again where it was."""
     import os
@@ -39,4 +43,4 @@ def worker(
         print(f"fedsim worker: process {os.getpid()}, at unix:{socket}, clients in {folder}", flush=True)
 
     with alone(folder, f"--folder {folder}: another worker keeps its clients there; stop it, or give another folder"):
-        server.run(Host(lambda run, client: Store(folder, run, client), device), socket, ready)
+        server.run(Host(lambda run, client: Store(folder, run, client), device, allow_code), socket, ready)
