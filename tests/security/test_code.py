@@ -82,9 +82,7 @@ def test_no_other_key_names_code() -> None:
                 if isinstance(first, ast.Constant):
                     keys.add(str(first.value))
                 else:
-                    assert file.name == "plugins.py", (
-                        f"{file}:{node.lineno} a key that is not written out"
-                    )
+                    assert file.name == "plugins.py", f"{file}:{node.lineno} a key that is not written out"
     given = Experiment()
     for key in NAMED:
         table = key.partition(".")[0]
