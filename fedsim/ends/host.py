@@ -7,7 +7,6 @@ one, needs no configuration. The last experiment stays prepared (its data loaded
 from __future__ import annotations
 
 import logging
-import tomllib
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from fedsim.ends.client import ClientEnd
 from fedsim.ends.part import whole
 from fedsim.ends.store import Keep
 from fedsim.errors import ConfigError, FedsimError, WireError
-from fedsim.experiment import Experiment, default_table, from_table
+from fedsim.experiment import Experiment, default_table, from_table, parse_toml
 from fedsim.plugins import code_named
 from fedsim.simulation.setup import Setup, prepare
 from fedsim.wire import coding, decode_frame
@@ -107,7 +106,5 @@ def alone(experiment: Experiment, device: str = "") -> Setup:
 
 def read(text: str) -> Experiment:
     """The experiment of a TOML text; the default one of an empty text. Raises ConfigError."""
-    try:
-        return from_table(tomllib.loads(text) if text.strip() else default_table())
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"the experiment is not valid TOML: {error}") from None
+    given = parse_toml(text.encode("utf-8", "replace"), "the experiment is not valid TOML")
+    return from_table(given if text.strip() else default_table())

@@ -1,8 +1,9 @@
 """What in a piece of Python source makes code of data, read from its syntax tree.
 
 Names are followed through ``import x as y``, ``from x import y as z``, ``z = x.y``, ``getattr(x, "y")``,
-``import_module("x")``, ``sys.modules["x"]`` and ``vars(x)["y"]``; scopes are not told apart, so a name that is forbidden
-anywhere in a file is forbidden in all of it. A name that is only known when the program runs is a finding as well.
+``import_module("x")``, ``sys.modules["x"]`` and ``vars(x)["y"]``; scopes are not told apart, so a name that is
+forbidden anywhere in a file is forbidden in all of it. A name that is only known when the program runs is a finding
+as well.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MODULES = {
         "joblib",
         "jsonpickle",
     ),
-    *("yaml", "xml", "code", "codeop", "runpy", "pty", "zipfile", "tarfile", "shutil.unpack_archive"),
+    *("jsonpickle", "yaml", "xml", "code", "codeop", "runpy", "pty", "zipfile", "tarfile", "shutil.unpack_archive"),
     *("torch.jit", "torch.hub", "torch.package", "torch.serialization", "torch.multiprocessing", "logging.config"),
     *("numpy.lib.npyio", "numpy.lib.format", "pandas", "multiprocessing.pool", "multiprocessing.managers"),
     *("multiprocessing.queues", "multiprocessing.reduction", "concurrent.futures.process", "__builtins__"),

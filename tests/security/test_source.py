@@ -57,7 +57,7 @@ def test_nor_do_the_containers_scripts() -> None:
         for at, text in enumerate(re.findall(r"python3? -c\s*'([^']*)'", file.read_text(encoding="utf-8")))
     }
     assert len(snippets) >= 2
-    assert {name: findings(text) for name, text in snippets.items()} == dict.fromkeys(snippets, [])
+    assert {name: findings(text) for name, text in snippets.items()} == {name: [] for name in snippets}
 
 
 WRONG = {
