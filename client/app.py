@@ -41,7 +41,7 @@ def train(message: Message, context: Context) -> Message:
     """Play this node's part of a round."""
     try:
         answer = _play(context, records.call_of(message.content), message.metadata.ttl)
-    except (FedsimError, ValueError) as error:
+    except FedsimError as error:
         return Message(Error(FAILED, " ".join(str(error).split())), reply_to=message)
     return Message(records.of_answer(answer.replies, answer.troubles), reply_to=message)
 

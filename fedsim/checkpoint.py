@@ -61,6 +61,10 @@ def read(folder: Path) -> tuple[Checkpoint, int] | None:
     found: list[tuple[Checkpoint, int]] = []
     refused: list[str] = []
     for slot in SLOTS:
+        try:
+            refuse_other(folder / f"{slot}.new")
+        except OSError as error:
+            raise CheckpointError(f"{error.filename}: {error.strerror}; delete it") from None
         if os.path.lexists(folder / slot):
             try:
                 found.append(_read_slot(folder / slot))
@@ -78,9 +82,9 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(path.name + ".new")
     make_folder(path.parent)
+    refuse_other(temporary)
     try:
-        temporary.unlink(missing_ok=True)  # of a process that was killed, or somebody's link to where it should go
-        with temporary.open("xb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

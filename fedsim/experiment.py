@@ -19,7 +19,7 @@ from fedsim.algorithms.method import Downlink, ServerOptions, Uplink
 from fedsim.algorithms.recipes import RECIPES
 from fedsim.algorithms.whitening import Off, Whitening
 from fedsim.data import Digits, Dirichlet, Scheme, Source
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, one_line
 from fedsim.keys import check_keys, nearest, shown, unknown_value
 from fedsim.participation import KofN, Participation
 from fedsim.solvers.direction import Gradient, LocalDirection
@@ -206,7 +206,7 @@ def parse_toml(content: bytes, wrong: str) -> Table:
     try:
         return tomllib.loads(content.decode("utf-8"))
     except ValueError as error:  # of TOML, of UTF-8, of a number with thousands of digits
-        raise ConfigError(f"{wrong}: {error}") from None
+        raise ConfigError(f"{wrong}: {one_line(str(error))}") from None
     except RecursionError:
         raise ConfigError(f"{wrong}: nested too deeply") from None
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from fedsim.data.examples import Dataset, Examples
-from fedsim.data.files import read_at_most
+from fedsim.data.files import expanded, read_at_most
 from fedsim.data.idx import read_idx
 from fedsim.data.prepare import check
 from fedsim.errors import DataError
@@ -72,10 +72,10 @@ class FashionMNIST(msgspec.Struct, frozen=True, tag_field="source", tag="fashion
 
     def present(self) -> bool:
         """Whether the four files are in ``path``."""
-        return not _missing(Path(self.path).expanduser())
+        return not _missing(expanded(self.path))
 
     def _folder(self) -> Path:
-        folder = Path(self.path).expanduser()
+        folder = expanded(self.path)
         missing = _missing(folder)
         if not missing:
             return folder

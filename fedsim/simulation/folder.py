@@ -101,7 +101,7 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"{place}: unreadable ({error.strerror}); put it back") from None
         experiment = from_table(parse_toml(content, f"{place}: not valid TOML"))
-        if self._facts().get("run") != experiment.identifier().hex():
+        if self.facts().get("run") != experiment.identifier().hex():
             raise CheckpointError(
                 f"{self.path / 'experiment.toml'} is not what this run began with: edited, or written by another "
                 "fedsim; put it back, or run it as a new experiment with --folder ANOTHER"
@@ -173,7 +173,7 @@ class RunFolder:
         content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with _writing(self.path):
             write_whole(self.path / "model.safetensors", save(content))
-            facts = self._facts()
+            facts = self.facts()
             if facts.get("status") != "finished" or facts.get("model_sha256") != outcome["model_sha256"]:
                 write_whole(
                     self.path / "manifest.json",
@@ -189,8 +189,8 @@ class RunFolder:
             )
         return lengths
 
-    def _facts(self) -> dict[str, Any]:
-        """The manifest."""
+    def facts(self) -> dict[str, Any]:
+        """The manifest. Raises CheckpointError when it is damaged."""
         path = self.path / "manifest.json"
         try:
             return dict(parse_json(read_whole(path)))

@@ -174,13 +174,11 @@ def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor], blank: St
     """
     blank = blank or initial_state(setup)
     store, device = blank.store, blank.server.model.device
-    _check_numbers(setup.clients, round, tensors)
 
     def fitting(name: str, shape: tuple[int, ...] | None) -> Tensor | None:
         given = tensors.get(name)
-        if (None if given is None else (tuple(given.shape), given.dtype)) != (
-            shape and (shape, blank.server.model.dtype)
-        ):
+        expected = None if shape is None else (shape, blank.server.model.dtype)
+        if (None if given is None else (tuple(given.shape), given.dtype)) != expected:
             raise ValueError(f"tensor {name} does not fit the experiment")
         return None if given is None else given.to(device)
 
@@ -188,6 +186,7 @@ def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor], blank: St
         name: fitting(f"server.{name}", None if row is None else tuple(row.shape))
         for name, row in _server_rows(blank.server).items()
     }
+    _check_numbers(setup.clients, round, tensors)
     store.seen, store.epochs = tensors["seen"].numpy(), tensors["epochs"].numpy()
     store.digests, store.held = tensors["digests"].numpy(), tensors["held"].numpy()
     store.solvers, known = _memories(tensors), store.contacted()
