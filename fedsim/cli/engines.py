@@ -212,7 +212,7 @@ class Process:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(app_folder()), env.get("PYTHONPATH", "")]))
         # -P: whatever lies in the current directory is not taken for the app.
         command = [sys.executable, "-P", "-m", "server.inprocess", str(folder / "submitted.toml"), str(folder)]
-        self.process = subprocess.Popen(
+        self.process = subprocess.Popen(  # nosec B603 # this Python, a list, no shell
             [*command, "--nodes", str(given.nodes or 1)],
             env=env,
             stdin=subprocess.DEVNULL,
