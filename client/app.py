@@ -67,13 +67,14 @@ def _play(context: Context, frames: Sequence[bytes], seconds: float) -> Answer:
         return play(str(worker), experiment, frames, seconds)
     from fedsim.ends.host import Host
     from fedsim.ends.store import Drawer
+    from fedsim.ends.trust import Trust
 
     if directory := context.run_config.get("directory"):
         os.chdir(str(directory))
     kept = cast(MutableMapping[str, bytes], context.state.config_records.setdefault("fedsim", ConfigRecord()))
     # A host for each call, as another process may have changed what is kept; the prepared experiment is the process's.
     allow_code = context.node_config.get("allow-code") is True or _simulated()
-    return Host(lambda run, client: Drawer(kept, run, client), allow_code=allow_code).play(experiment, frames)
+    return Host(lambda run, client: Drawer(kept, run, client), trust=Trust(allow_code)).play(experiment, frames)
 
 
 def _simulated() -> bool:

@@ -18,9 +18,9 @@ from fedsim.ends.answer import Answer
 from fedsim.ends.client import ClientEnd
 from fedsim.ends.part import whole
 from fedsim.ends.store import Keep
-from fedsim.errors import ConfigError, FedsimError, WireError
+from fedsim.ends.trust import NO_CODE, Trust
+from fedsim.errors import FedsimError, WireError
 from fedsim.experiment import Experiment, default_table, from_table, parse_toml
-from fedsim.plugins import code_named
 from fedsim.simulation.setup import Setup, prepare
 from fedsim.wire import coding, decode_frame
 
@@ -30,12 +30,9 @@ log = logging.getLogger("fedsim")
 class Host:
     """Clients, each with its own end. keep: where that of a client of a run (its 8-byte name) is kept, if anywhere."""
 
-    def __init__(self, keep: Callable[[bytes, int], Keep | None], device: str = "", allow_code: bool = False) -> None:
-        """device: to compute on, instead of the experiment's run.device; empty: as the experiment says.
-
-        allow_code: whether an experiment, which comes from elsewhere, may name Python functions to be called here.
-        """
-        self.keep, self.device, self.allow_code = keep, device, allow_code
+    def __init__(self, keep: Callable[[bytes, int], Keep | None], device: str = "", trust: Trust = NO_CODE) -> None:
+        """device: to compute on, instead of the experiment's run.device; empty: as the experiment says."""
+        self.keep, self.device, self.trust = keep, device, trust
         self.text = ""
         self.ends: dict[int, ClientEnd] = {}
 
@@ -45,7 +42,7 @@ class Host:
         experiment: TOML text. What befalls one client is its trouble, and no other's. Raises ConfigError or DataError
         for an experiment that cannot be served, WireError for bytes that are not a frame.
         """
-        setup = prepared(experiment, self.device, self.allow_code)
+        setup = prepared(experiment, self.device, self.trust)
         if experiment != self.text:
             self.text, self.ends = experiment, {}
         heard: dict[int, list[bytes]] = {}
@@ -81,17 +78,13 @@ class Host:
 
 
 @lru_cache(maxsize=1)
-def prepared(text: str, device: str = "", allow_code: bool = False) -> Setup:
+def prepared(text: str, device: str = "", trust: Trust = NO_CODE) -> Setup:
     """What the deployed ends work with: clients by themselves, one after another; the run has the experiment's name.
 
-    Raises ConfigError, also for code that is named without being allowed, or DataError.
+    Raises ConfigError, also for what is not trusted, or DataError.
     """
     experiment = read(text)
-    if not allow_code and (named := ", ".join(code_named(experiment))):
-        raise ConfigError(
-            f"{named}: names Python code, and this machine runs none that comes with an experiment; to allow it start "
-            "`fedsim worker --allow-code`, or a node without a worker with allow-code=true in its --node-config"
-        )
+    trust.check(experiment)
     return alone(experiment, device)
 
 

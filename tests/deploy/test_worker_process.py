@@ -183,6 +183,15 @@ def test_a_worker_that_may_call_what_an_experiment_names() -> None:
             worker.end(signal.SIGTERM)
 
 
+def test_what_clients_keep_is_their_owners_alone(worker: Worker) -> None:
+    """Whatever the umask that the worker was started with."""
+    (call,) = ServerEnd(prepared(FIRST)).call(1)
+    relay.play(worker.address, FIRST, [call], timeout=60)
+    kept = list((worker.place / "root").rglob("*"))
+    assert any(path.suffix == ".safetensors" for path in kept)
+    assert {path.lstat().st_mode & 0o077 for path in (worker.place / "w.sock", worker.place / "root", *kept)} == {0}
+
+
 def test_the_end_in_the_middle_of_an_errand(worker: Worker, refused: Refused) -> None:
     """Clients that compute for minutes: the process is gone long before, and its caller knows."""
     text = FIRST.replace("epochs = 1", "epochs = 20000000")

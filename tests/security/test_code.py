@@ -17,7 +17,8 @@ from flwr.app import UserConfig
 from client.app import app as client_app
 from fedsim.ends.answer import Answer
 from fedsim.ends.host import Host
-from fedsim.errors import ConfigError, DeployError
+from fedsim.ends.trust import Trust
+from fedsim.errors import ConfigError, DataError, DeployError
 from fedsim.experiment import Experiment
 from fedsim.plugins import code_named
 from server.inprocess import InProcessGrid
@@ -48,7 +49,7 @@ def experiment(key: str) -> Experiment:
 
 
 def host(allow_code: bool) -> Host:
-    return Host(lambda run, client: None, allow_code=allow_code)
+    return Host(lambda run, client: None, trust=Trust(allow_code))
 
 
 @pytest.mark.parametrize("key", NAMED)
@@ -107,3 +108,35 @@ def test_a_node_without_a_worker_asks_its_own_config(tmp_path: Path) -> None:
 
 def _at_once() -> Any:
     return msgspec.structs.replace(Experiment().deploy, start_s=0.2)
+
+
+PLACES: dict[str, dict[str, Any]] = {
+    "data.path": {"data": {"source": "libsvm", "path": "{}"}},
+    "data.test_path": {"data": {"source": "libsvm", "path": "{data}/x", "test_path": "{}"}},
+    "data.path, of images": {"data": {"source": "fashion-mnist", "path": "{}"}},
+    "partition.file": {"partition": {"scheme": "clusters", "clients": 2, "file": "{}"}},
+}
+
+
+@pytest.mark.parametrize("key", PLACES)
+def test_data_elsewhere_is_not_even_looked_at(key: str, tmp_path: Path, refused: Refused) -> None:
+    """An error about a file's first line would tell the server what is in it."""
+    data, secret = tmp_path / "data", tmp_path / "secret"
+    data.mkdir()
+    (data / "x").write_text("1 1:1\n0 1:2\n")
+    secret.write_text("the password\n")
+    (data / "link").symlink_to(secret)
+    for path in (str(secret), f"{data}/../secret", f"{data}/link", "/etc/passwd", "~/.ssh/id_rsa"):
+        text = Experiment.of(**_filled(PLACES[key], path, data)).toml()
+        with refused(ConfigError, key.partition(",")[0], "this machine reads data below", "only (--data)"):
+            Host(lambda run, client: None, trust=Trust(data=data)).play(text, [])
+    # Without the option, or below the folder, it is read.
+    for path, trust in ((str(secret), Trust()), (f"{data}/none", Trust(data=data))):
+        text = Experiment.of(**_filled(PLACES[key], path, data)).toml()
+        with pytest.raises(DataError):
+            Host(lambda run, client: None, trust=trust).play(text, [])
+
+
+def _filled(tables: dict[str, Any], path: str, data: Path) -> dict[str, Any]:
+    fill = {"{}": path, "{data}/x": f"{data}/x"}
+    return {name: {k: fill.get(str(v), v) for k, v in table.items()} for name, table in tables.items()}

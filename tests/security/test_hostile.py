@@ -212,11 +212,16 @@ def bench(court: Court, finished: Path) -> dict[str, tuple[Path | None, Refused,
     return readers(court.place(), finished)
 
 
+@pytest.fixture(scope="module")
+def contents(court: Court) -> dict[str, bytes]:
+    return anything(court.marker)
+
+
 @pytest.mark.parametrize("number", range(READERS))
-def test_anything_is_refused_by_every_reader(number: int, court: Court, bench: Any) -> None:
+def test_anything_is_refused_by_every_reader(number: int, court: Court, bench: Any, contents: dict[str, bytes]) -> None:
     assert len(bench) == READERS
     kind, (file, expected, reader) = list(bench.items())[number]
-    hostile = anything(court.marker) | (headers() if "checkpoint" in kind or "folder" in kind else {})
+    hostile = contents | (headers() if "checkpoint" in kind or "folder" in kind else {})
     before = file.read_bytes() if file is not None and file.exists() else None
     for name, content in hostile.items():
         if file is not None:
