@@ -50,6 +50,11 @@ EITHER = {"local": ("steps", "epochs")}
 DEPTH = 16
 """Tables and lists within each other, the experiment included: it has two, the options of own parts a few more."""
 
+LONGEST_KEY = 64
+"""Parts of a dotted key: Python's reader takes minutes for one of some ten thousand."""
+
+_DOTTED = re.compile(r"\.\s*[\w\"'-]")
+
 IMPLIED: dict[str, Table] = {
     "breast-cancer": {"task": {"kind": "logistic"}, "partition": {"clients": 10}, "participation": {"scheme": "full"}},
     "libsvm": {"task": {"kind": "logistic"}},
@@ -204,7 +209,10 @@ def read_toml(path: Path) -> Table:
 def parse_toml(content: bytes, wrong: str) -> Table:
     """The tables of a TOML text in UTF-8. wrong: how the ConfigError begins when it is none."""
     try:
-        return tomllib.loads(content.decode("utf-8"))
+        text = content.decode("utf-8")
+        if any(len(_DOTTED.findall(part)) > LONGEST_KEY for line in text.splitlines() for part in line.split(",")):
+            raise ConfigError(f"{wrong}: a key of more than {LONGEST_KEY} parts")
+        return tomllib.loads(text)
     except ValueError as error:  # of TOML, of UTF-8, of a number with thousands of digits
         raise ConfigError(f"{wrong}: {one_line(str(error))}") from None
     except RecursionError:
