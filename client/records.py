@@ -15,8 +15,13 @@ from typing import NamedTuple, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
 
+from fedsim.errors import WireError, one_line
+
 Reply = tuple[int, tuple[bytes, ...]]
 Trouble = tuple[int, str]
+DIGITS = 10
+"""Of a client's number."""
+
 T = TypeVar("T", int, str, bytes)
 
 
@@ -35,7 +40,7 @@ def of_call(frames: Sequence[bytes]) -> RecordDict:
 
 
 def call_of(content: RecordDict) -> list[bytes]:
-    """The frames of a call. Raises ValueError for another content."""
+    """The frames of a call. Raises WireError for another content."""
     return _list(_record(content, "call"), "frames", bytes)
 
 
@@ -56,21 +61,21 @@ def of_answer(replies: Iterable[Reply], troubles: Iterable[Trouble]) -> RecordDi
 
 
 def answer_of(content: RecordDict) -> tuple[list[Reply], list[Trouble]]:
-    """Inverse of ``of_answer``. Raises ValueError for another content."""
+    """Inverse of ``of_answer``. Raises WireError for another content."""
     record = _record(content, "answer")
     clients, counts = _list(record, "clients", int), _list(record, "counts", int)
     frames, replies, at = _list(record, "frames", bytes), [], 0
     if len(clients) != len(counts) or min(counts, default=0) < 0 or sum(counts) != len(frames):
-        raise ValueError(f"an answer with {len(clients)} clients, {len(counts)} counts and {len(frames)} frames")
+        raise WireError(f"an answer with {len(clients)} clients, {len(counts)} counts and {len(frames)} frames")
     for client, count in zip(clients, counts, strict=True):
         replies.append((client, tuple(frames[at : at + count])))
         at += count
     troubles = []
     for line in _list(record, "troubles", str):
         number, separator, why = line.partition(": ")
-        if not separator or not number.isdecimal():
-            raise ValueError(f"a trouble {line[:80]!r} that names no client")
-        troubles.append((int(number), " ".join(why.split())))
+        if not separator or not number.isdecimal() or len(number) > DIGITS:
+            raise WireError(f"a trouble {line[:80]!r} that names no client")
+        troubles.append((int(number), one_line(why)))
     return replies, troubles
 
 
@@ -80,13 +85,13 @@ def of_hello(hello: Hello) -> RecordDict:
 
 
 def hello_of(content: RecordDict) -> Hello:
-    """Inverse of ``of_hello``. Raises ValueError for another content."""
+    """Inverse of ``of_hello``. Raises WireError for another content."""
     record = _record(content, "hello")
     values = [record.get(key) for key in KEYS]
     if [type(value) for value in values] != [int, int, str, str]:
-        raise ValueError(f"a hello with {', '.join(map(str, record)) or 'nothing'}")
+        raise WireError(f"a hello with {one_line(', '.join(map(str, record))) or 'nothing'}")
     partition, partitions, version, trouble = values
-    return Hello(int(str(partition)), int(str(partitions)), str(version), " ".join(str(trouble).split()))
+    return Hello(int(str(partition)), int(str(partitions)), one_line(str(version)), one_line(str(trouble)))
 
 
 KEYS = ("partition-id", "num-partitions", "version", "trouble")
@@ -95,12 +100,12 @@ KEYS = ("partition-id", "num-partitions", "version", "trouble")
 def _record(content: RecordDict, name: str) -> ConfigRecord:
     record = content.get(name)
     if not isinstance(record, ConfigRecord):
-        raise ValueError(f"a message without the record {name!r}")
+        raise WireError(f"a message without the record {name!r}")
     return record
 
 
 def _list(record: ConfigRecord, key: str, kind: type[T]) -> list[T]:
     values = record.get(key, [])
     if not isinstance(values, list) or any(type(value) is not kind for value in values):
-        raise ValueError(f"{key!r} is not a list of {kind.__name__}")
+        raise WireError(f"{key!r} is not a list of {kind.__name__}")
     return [value for value in values if isinstance(value, kind)]

@@ -62,7 +62,7 @@ flwr)
     exec "$@" ;;
 worker)
     kernels
-    exec fedsim worker --socket "$socket" --folder /rows ${DEVICE:+--device "$DEVICE"} ;;
+    exec fedsim worker --socket "$socket" --folder /rows --data /data ${DEVICE:+--device "$DEVICE"} ;;
 worker-healthy)
     exec python -c 'import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])' "$socket" ;;
 supernode)

@@ -7,15 +7,17 @@ other file serves.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -59,7 +61,11 @@ def read(folder: Path) -> tuple[Checkpoint, int] | None:
     found: list[tuple[Checkpoint, int]] = []
     refused: list[str] = []
     for slot in SLOTS:
-        if (folder / slot).exists():
+        try:
+            refuse_other(folder / f"{slot}.new")
+        except OSError as error:
+            raise CheckpointError(f"{error.filename}: {error.strerror}; delete it") from None
+        if os.path.lexists(folder / slot):
             try:
                 found.append(_read_slot(folder / slot))
             except CheckpointError as error:
@@ -76,6 +82,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(path.name + ".new")
     make_folder(path.parent)
+    refuse_other(temporary)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -87,6 +94,42 @@ def write_whole(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def read_whole(path: Path) -> bytes:
+    """A file of a run folder. Raises OSError as ``refuse_other``, and when it cannot be read."""
+    path.lstat()
+    refuse_other(path)
+    return path.read_bytes()
+
+
+def open_log(path: Path) -> BinaryIO:
+    """A file of a run folder, to be appended to. Raises OSError as ``refuse_other``, and when it cannot be written."""
+    refuse_other(path)
+    return path.open("ab")
+
+
+def refuse_other(path: Path) -> None:
+    """Raise OSError for what is there and is no plain file.
+
+    A link in a folder that came from elsewhere could aim what is written at any file; a pipe would never end.
+    """
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(errno.EINVAL, "not a plain file, but a link, a folder or a device", str(path))
+
+
+def refuse_link(folder: Path) -> None:
+    """Raise OSError for a symbolic link."""
+    if folder.is_symlink():
+        raise OSError(errno.EINVAL, "a symbolic link", str(folder))
+
+
+def parse_json(content: bytes | str) -> Any:
+    """What a JSON text says. Raises ValueError, also where it is nested too deeply."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def make_folder(path: Path) -> None:
@@ -136,6 +179,8 @@ def _digest(round: int, turn: int, notes: str, tensors: Mapping[str, Tensor]) ->
 
 def _read_slot(path: Path) -> tuple[Checkpoint, int]:
     try:
+        refuse_link(path.parent)
+        refuse_other(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("fedsim") != str(VERSION):
@@ -147,6 +192,9 @@ def _read_slot(path: Path) -> tuple[Checkpoint, int]:
         round, turn, notes = int(metadata["round"]), int(metadata["turn"]), metadata["notes"]
         if metadata["digest"] != _digest(round, turn, notes, tensors):
             raise CheckpointError(f"{path}: damaged checkpoint (its digest does not match)")
-        return Checkpoint(round, tensors, json.loads(notes)), turn
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        told = parse_json(notes)
+        if round < 0 or turn < 0 or not isinstance(told, dict):
+            raise ValueError(f"round {round}, turn {turn} and notes that are {type(told).__name__}")
+        return Checkpoint(round, tensors, told), turn
+    except (SafetensorError, OSError, KeyError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: unreadable checkpoint ({' '.join(str(error).split())})") from None

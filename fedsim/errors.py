@@ -46,3 +46,13 @@ class DeployError(FedsimError):
 
 class StoppedError(FedsimError):
     """Raised by an observer between two rounds to stop a run; the run writes a checkpoint first."""
+
+
+def one_line(text: str, longest: int = 500) -> str:
+    """Text that was made elsewhere, fit for a terminal and a log: printable characters, one line, not endless.
+
+    >>> one_line("no\\n\\x1b[2J \\u202e way")
+    'no [2J way'
+    """
+    words = " ".join("".join(c if c.isprintable() else " " for c in text[: 2 * longest]).split())
+    return words if len(words) <= longest else words[: longest - 4] + " ..."

@@ -19,8 +19,8 @@ from fedsim.algorithms.method import Downlink, ServerOptions, Uplink
 from fedsim.algorithms.recipes import RECIPES
 from fedsim.algorithms.whitening import Off, Whitening
 from fedsim.data import Digits, Dirichlet, Scheme, Source
-from fedsim.errors import ConfigError
-from fedsim.keys import check_keys, nearest, unknown_value
+from fedsim.errors import ConfigError, one_line
+from fedsim.keys import check_keys, nearest, shown, unknown_value
 from fedsim.participation import KofN, Participation
 from fedsim.solvers.direction import Gradient, LocalDirection
 from fedsim.solvers.local import Local
@@ -46,6 +46,14 @@ CHANNELS: dict[str, type[msgspec.Struct]] = {"uplink": Uplink, "downlink": Downl
 
 EITHER = {"local": ("steps", "epochs")}
 """Keys of which one replaces the other when it is named alone."""
+
+DEPTH = 16
+"""Tables and lists within each other, the experiment included: it has two, the options of own parts a few more."""
+
+LONGEST_KEY = 64
+"""Parts of a dotted key: Python's reader takes minutes for one of some ten thousand."""
+
+_DOTTED = re.compile(r"\.\s*[\w\"'-]")
 
 IMPLIED: dict[str, Table] = {
     "breast-cancer": {"task": {"kind": "logistic"}, "partition": {"clients": 10}, "participation": {"scheme": "full"}},
@@ -199,20 +207,34 @@ def load(path: Path | None, assignments: Sequence[str] = ()) -> Experiment:
 def read_toml(path: Path) -> Table:
     """The tables of a TOML file. Raises ConfigError naming the file and the place."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot read the experiment ({error.strerror}); give the path of a TOML file"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path}: cannot read the experiment ({reason}); give the path of a TOML file") from None
+    return parse_toml(content, f"{path}: not valid TOML")
+
+
+def parse_toml(content: bytes, wrong: str) -> Table:
+    """The tables of a TOML text in UTF-8. wrong: how the ConfigError begins when it is none."""
+    try:
+        text = content.decode("utf-8")
+        if any(len(_DOTTED.findall(part)) > LONGEST_KEY for line in text.splitlines() for part in line.split(",")):
+            raise ConfigError(f"{wrong}: a key of more than {LONGEST_KEY} parts")
+        return tomllib.loads(text)
+    except ValueError as error:  # of TOML, of UTF-8, of a number with thousands of digits
+        raise ConfigError(f"{wrong}: {one_line(str(error))}") from None
+    except RecursionError:
+        raise ConfigError(f"{wrong}: nested too deeply") from None
 
 
 def from_table(user: Table) -> Experiment:
     """The experiment that a user's tables describe. Raises ConfigError; see ``load``."""
+    if _deeper(user, DEPTH):
+        raise ConfigError(f"the experiment is nested more than {DEPTH} tables deep; see `fedsim recipes` for examples")
     name = user.get("algorithm", "artemis")
     if not isinstance(name, str) or name not in RECIPES:
-        raise ConfigError(f"algorithm = {name!r}: no such recipe{nearest(str(name), RECIPES)}; see `fedsim recipes`")
+        close = nearest(str(name), RECIPES)
+        raise ConfigError(f"algorithm = {shown(name)}: no such recipe{close}; see `fedsim recipes`")
     data = user.get("data")
     source = data.get("source") if isinstance(data, dict) else None
     table = Experiment().table()
@@ -261,12 +283,21 @@ def parse_assignment(text: str) -> Table:
     value = re.sub(r"^\s*([+-]?)\.(\d+)\s*$", r"\g<1>0.\2", value)  # TOML has no .5
     try:
         result: Any = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         result = value.strip()
     for name in reversed(names):
         result = {name: result}
     table: Table = result
     return table
+
+
+def _deeper(value: Any, depth: int) -> bool:
+    """Whether tables and lists stand in each other more than ``depth`` deep."""
+    inside = [value]
+    for _ in range(depth):
+        groups = [one.values() if isinstance(one, dict) else one for one in inside if isinstance(one, (dict, list))]
+        inside = [one for group in groups for one in group]
+    return any(isinstance(one, (dict, list)) for one in inside)
 
 
 def _merged(below: Table, above: Table) -> Table:

@@ -39,7 +39,7 @@ def nearest(given: str, possible: Iterable[str]) -> str:
     >>> nearest("level", ["levels", "norm"])
     " (did you mean 'levels'?)"
     """
-    close = difflib.get_close_matches(given, list(possible), n=1)
+    close = difflib.get_close_matches(given[:SHOWN], list(possible), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
@@ -51,7 +51,10 @@ def shown(value: object) -> str:
     """
     if isinstance(value, bool):
         return str(value).lower()
-    text = value.isoformat() if isinstance(value, (date, time)) else repr(value)
+    try:
+        text = value.isoformat() if isinstance(value, (date, time)) else repr(value)
+    except ValueError:  # more digits than Python writes
+        return "a number with thousands of digits"
     return text if len(text) <= SHOWN else text[: SHOWN - 4] + " ..."
 
 
@@ -65,7 +68,7 @@ def check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct], tags: Mappi
     fields = {field.encode_name: field for field in top.fields}
     for key, value in table.items():
         if key not in fields:
-            raise ConfigError(f"unknown key {key!r}{nearest(key, fields)}; keys: {_listed(fields)}")
+            raise ConfigError(f"unknown key {shown(key)}{nearest(key, fields)}; keys: {_listed(fields)}")
         variants = _structs(fields[key].type)
         if variants and not isinstance(value, Mapping):
             example = tags.get(key) or variants[0].fields[0].encode_name
@@ -97,7 +100,7 @@ def _check_table(name: str, table: Mapping[str, Any], type_: Type, tag: str) -> 
     for key in table:
         if key not in possible:
             raise ConfigError(
-                f"unknown key '{name}.{key}'"
+                f"unknown key {shown(f'{name}.{key}')}"
                 + (f" (did you mean '{name}.{close}'?)" if (close := _close(key, possible)) else "")
                 + f"; keys of [{name}]{f' with {tag} = {table[tag]!r}' if variants else ''}: {_listed(possible)}"
             )
@@ -184,7 +187,7 @@ def _described(kind: type[msgspec.Struct]) -> Type:
 
 
 def _close(key: str, possible: Iterable[str]) -> str:
-    return next(iter(difflib.get_close_matches(key, list(possible), n=1)), "")
+    return next(iter(difflib.get_close_matches(key[:SHOWN], list(possible), n=1)), "")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,6 +121,10 @@ class Ledger:
         return text
 
 
+def _counts(column: NDArray[Any]) -> bool:
+    return bool(np.isfinite(column).all() and (column >= 0).all())
+
+
 def read_totals(path: Path) -> dict[tuple[Direction, Entry], Cost]:
     """The totals of a ledger.csv, by direction and kind. A last line that a killed run left unfinished does not count.
 
@@ -127,6 +132,9 @@ def read_totals(path: Path) -> dict[tuple[Direction, Entry], Cost]:
     """
     content = path.read_text(encoding="utf-8", errors="replace")
     whole = content[: content.rfind("\n") + 1]
+    header = ",".join(COLUMNS) + "\n"
+    if not (whole or header).startswith(header) or (not whole and not header.startswith(content)):
+        raise CheckpointError(f"{path}: not a ledger (its columns are not {', '.join(COLUMNS)}); restore the file")
     if whole.count("\n") < 2:
         return {}
     try:
@@ -135,9 +143,9 @@ def read_totals(path: Path) -> dict[tuple[Direction, Entry], Cost]:
         )
         if table.dtype.names != COLUMNS:
             raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
-        if any(table.dtype[name].kind not in "if" for name in COLUMNS[5:]):
+        if any(table.dtype[name].kind not in "if" or not _counts(table[name]) for name in COLUMNS[5:]):
             raise ValueError("a cost is not a number")
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: not a ledger ({reason}); restore the file") from None
     totals: dict[tuple[Direction, Entry], Cost] = {}

@@ -8,10 +8,28 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
-from typing import Any, cast
+from typing import Any, cast, get_args
+
+import msgspec
 
 from fedsim.errors import ConfigError, FedsimError
-from fedsim.keys import nearest
+from fedsim.keys import nearest, shown
+
+NAMES_CODE = {"names code": True}
+"""What the type of a key says (``msgspec.Meta.extra``) whose value may name Python code."""
+
+
+def code_named(part: msgspec.Struct, at: str = "") -> Iterator[str]:
+    """The keys of an experiment that name code by dotted path, with their values: ``rate.factory = 'os:system'``.
+
+    An entry point is not among them: it names what the owner of this machine has installed for fedsim.
+    """
+    for field in msgspec.structs.fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, msgspec.Struct):
+            yield from code_named(value, f"{at}{field.encode_name}.")
+        elif _names_code(field.type) and ":" in value:
+            yield f"{at}{field.encode_name} = {shown(value)}"
 
 
 def named(key: str, name: str, known: Iterable[str], group: str) -> Callable[..., Any]:
@@ -81,6 +99,10 @@ def _offered(key: str, name: str, known: tuple[str, ...], group: str) -> Any:
     names = (*known, *offers)
     listed = f"one of: {', '.join(names)}, or your own as " if names else "expected "
     raise ConfigError(f"{key} = {name!r}: unknown{nearest(name, names)}; {listed}'package.module:name'")
+
+
+def _names_code(kind: Any) -> bool:
+    return any(isinstance(meta, msgspec.Meta) and meta.extra == NAMES_CODE for meta in get_args(kind))
 
 
 @cache

@@ -129,7 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "engine": "flower-in-process",
         }
         workers: list[UserConfig] = [{"worker": address} for address in given.worker]
-        grid = InProcessGrid(client_app, config, len(workers) or given.nodes, config=workers)
+        own: list[UserConfig] = workers or [{"allow-code": True}] * given.nodes
+        grid = InProcessGrid(client_app, config, len(own), config=own)
         server_app(grid, Context(1, SERVER, {}, RecordDict(), config))
     except FedsimError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

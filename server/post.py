@@ -23,7 +23,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from client import records
 from fedsim.ends.answer import Answer
 from fedsim.ends.post import Envelope, Parcel
-from fedsim.errors import DeployError
+from fedsim.errors import DeployError, WireError, one_line
 from fedsim.experiment import Experiment
 from server.nodes import Nodes
 
@@ -189,13 +189,13 @@ class FlowerPost:
         """What a node has answered."""
         try:
             if message.has_error():
-                raise ValueError(f"Flower's error {message.error.code}: {_line(message.error.reason)}")
+                raise WireError(f"Flower's error {message.error.code}: {_line(message.error.reason)}")
             if letter.round is None:
                 self._note(True, self.round, letter.node, [], message)
                 self._greet(letter.node, records.hello_of(message.content))
                 return
             replies, troubles = records.answer_of(message.content)
-        except ValueError as error:
+        except WireError as error:
             self._failed(letter.node, letter.round, letter.clients, str(error))
             return
         self._note(True, letter.round, letter.node, [frames for _, frames in replies], message)
@@ -238,5 +238,5 @@ def octets_of(message: Message) -> int:
 
 def _line(reason: str | None) -> str:
     """The last line of a reason, which may be a traceback."""
-    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
+    lines = [line for line in (reason or "").splitlines() if line.strip()]
+    return one_line(lines[-1]) if lines else "no reason given"

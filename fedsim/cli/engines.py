@@ -25,7 +25,7 @@ import msgspec
 from rich.console import Console
 
 from fedsim import checkpoint
-from fedsim.checkpoint import write_whole
+from fedsim.checkpoint import read_whole, write_whole
 from fedsim.cli import play, text
 from fedsim.cli.flower import Flower, app_folder, check, environment, last_line, local_superlink
 from fedsim.cli.view import lines_every
@@ -125,9 +125,14 @@ def submission_of(folder: Path) -> Submission | None:
     """How a folder's run was started; None for a simulated one. Raises CheckpointError."""
     if (folder / FILE).exists():
         try:
-            return msgspec.json.decode((folder / FILE).read_bytes(), type=Submission)
-        except (OSError, msgspec.MsgspecError) as error:
+            given = msgspec.json.decode(read_whole(folder / FILE), type=Submission)
+        except (OSError, msgspec.MsgspecError, RecursionError) as error:
             raise CheckpointError(f"{folder / FILE}: unreadable ({error}); put it back") from None
+        if Path(given.folder).resolve() != folder.resolve():
+            raise CheckpointError(
+                f"{folder / FILE} is of a run in {given.folder}; put that folder back to where it was"
+            )
+        return given
     try:
         engine = dict(json.loads((folder / "manifest.json").read_bytes())).get("engine", "simulator")
     except (OSError, ValueError, TypeError):
@@ -207,7 +212,7 @@ class Process:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(app_folder()), env.get("PYTHONPATH", "")]))
         # -P: whatever lies in the current directory is not taken for the app.
         command = [sys.executable, "-P", "-m", "server.inprocess", str(folder / "submitted.toml"), str(folder)]
-        self.process = subprocess.Popen(
+        self.process = subprocess.Popen(  # nosec B603 # this Python, a list, no shell
             [*command, "--nodes", str(given.nodes or 1)],
             env=env,
             stdin=subprocess.DEVNULL,

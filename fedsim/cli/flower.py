@@ -112,7 +112,7 @@ class Flower:
 
     def _call(self, *arguments: str) -> dict[str, Any]:
         command = [str(_command("flwr")), *arguments, "--format", "json"]
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, stdin=subprocess.DEVNULL)  # nosec B603 # a list, no shell
         try:
             said: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
         except ValueError:
@@ -153,7 +153,7 @@ def local_superlink() -> Iterator[Flower]:
         env, log = environment() | {"FLWR_HOME": home}, Path(home) / "superlink.log"
         options = ["--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1", "--port"]
         with log.open("wb") as output:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # nosec B603 # a list, no shell
                 [str(_command("flower-superlink")), *options, str(port)],
                 env=env,
                 stdin=subprocess.DEVNULL,

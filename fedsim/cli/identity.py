@@ -18,7 +18,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -98,7 +98,7 @@ def _server(
     if (place / "server.key").exists() and (place / "server.crt").exists():
         found = _certificate(place / "server.crt")
         ours = _pem_key(place / "server.key").public_key() == found.public_key()
-        known = list(found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+        known = _names(found)
         lasts = found.not_valid_after_utc - now > MONTH
         if ours and lasts and all(name in known for name in wanted) and _issued(found, issuer):
             return
@@ -149,6 +149,13 @@ def _name(name: str) -> x509.GeneralName:
         raise DeployError(f"--name {name!r}: expected a host name in ASCII, or an address") from None
 
 
+def _names(certificate: x509.Certificate) -> list[x509.GeneralName]:
+    try:
+        return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        return []
+
+
 def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
@@ -160,29 +167,35 @@ def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 def _pem_key(path: Path) -> Key:
     try:
         key = load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise _unusable(path, error) from None
-    assert isinstance(key, Key), f"{path} is another kind of key"
-    return key
+    return _p384(path, key)
 
 
 def _openssh(path: Path) -> bytes:
     try:
         key = load_ssh_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise _unusable(path, error) from None
-    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
+    return _p384(path, key).public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
+
+
+def _p384(path: Path, key: object) -> Key:
+    if not isinstance(key, Key) or not isinstance(key.curve, ec.SECP384R1):
+        raise _unusable(path, ValueError("not a private key of curve P-384"))
+    return key
 
 
 def _certificate(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise _unusable(path, error) from None
 
 
 def _unusable(path: Path, error: Exception) -> DeployError:
     why = error.strerror if isinstance(error, OSError) else error
+    why = " ".join(str(why).split())
     return DeployError(f"{path}: {why}; put it back, or delete it and what was made with it")
 
 
@@ -191,13 +204,17 @@ def _private(path: Path, key: Key, format: PrivateFormat, made: list[Path]) -> N
 
 
 def _holds(path: Path, content: bytes) -> bool:
-    return path.exists() and path.read_bytes() == content
+    try:
+        return path.exists() and path.read_bytes() == content
+    except OSError as error:
+        raise _unusable(path, error) from None
 
 
 def _write(path: Path, content: bytes, mode: int, made: list[Path]) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     before = os.umask(0o777 & ~mode)  # from its first byte on
     try:
+        path.with_name(path.name + ".new").unlink(missing_ok=True)  # may be another's, who would go on reading it
         write_whole(path, content)
     finally:
         os.umask(before)

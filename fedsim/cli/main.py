@@ -11,7 +11,7 @@ import click
 import typer
 
 from fedsim.cli import certs, compare, cost, data, doctor, messages, recipes, resume, run, theory, worker
-from fedsim.errors import FedsimError, StoppedError
+from fedsim.errors import FedsimError, StoppedError, one_line
 
 app = typer.Typer(name="fedsim", add_completion=False, pretty_exceptions_enable=False)
 for command in (
@@ -88,7 +88,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 def _leave(status: int, line: str = "") -> None:
     if line:
-        print(" ".join(line.split()), file=sys.stderr)
+        print(one_line(line, longest=4000), file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:

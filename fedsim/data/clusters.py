@@ -9,18 +9,18 @@ Source: Philippenko and Dieuleveut, arXiv 2006.14591, experiments.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fedsim.data.examples import Examples
-from fedsim.data.files import read_file
+from fedsim.data.files import expanded, read_file
 from fedsim.data.prepare import standardised
 from fedsim.errors import DataError
 
-MAX_TEXT = 1 << 30
+LINE = 64
+"""Bytes that a line has at most, on average: more in all is no list of clusters, whatever a gzip file unpacks to."""
 PERPLEXITY = 30
 _CLUSTER = re.compile(rb"\s*(\d{1,18})\s*")
 
@@ -30,7 +30,7 @@ def read_clusters(file: str, *, rows: int, clients: int) -> NDArray[np.int64]:
 
     Raises DataError unless it has ``rows`` lines, each a number from 0 to clients - 1, and every number occurs.
     """
-    lines = read_file(Path(file).expanduser(), MAX_TEXT).splitlines()
+    lines = read_file(expanded(file), LINE * (rows + 1)).splitlines()
     numbers = np.empty(len(lines), dtype=np.int64)
     for at, line in enumerate(lines):
         match = _CLUSTER.fullmatch(line)

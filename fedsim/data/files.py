@@ -15,6 +15,16 @@ GZIP_MAGIC = b"\x1f\x8b"
 CHUNK = 1 << 20
 
 
+def expanded(path: str) -> Path:
+    """The path with ~ replaced. Raises DataError for the home of a user who does not exist, or where it is none."""
+    if "\0" in path:
+        raise DataError(f"{path!r} is not a path; give the path of an existing file")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{path}: {str(error).rstrip('.').lower()}; give the whole path") from None
+
+
 class Readable(Protocol):
     """What a file, a gzip file and the answer of a server have in common."""
 
@@ -29,9 +39,9 @@ def opened(path: Path) -> Iterator[Readable]:
 
     Raises DataError when the file is missing, is a folder, may not be read, or is damaged gzip, also while reading.
     """
-    if "\0" in str(path):
-        raise DataError(f"{str(path)!r} is not a path; give the path of an existing file")
     try:
+        if path.is_fifo() or path.is_char_device() or path.is_block_device() or path.is_socket():
+            raise DataError(f"{path}: a pipe or a device, which may never end; give the path of a file")
         with path.open("rb") as raw:
             zipped = raw.read(2) == GZIP_MAGIC
             raw.seek(0)

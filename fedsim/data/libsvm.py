@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedsim.data.examples import Dataset, Examples
+from fedsim.data.files import expanded
 from fedsim.data.prepare import prepare
 from fedsim.data.svmlight import SparseText, read_svmlight
 from fedsim.errors import ConfigError, DataError
@@ -48,7 +49,7 @@ class LibSVM(msgspec.Struct, frozen=True, tag_field="source", tag="libsvm", forb
         """float64[n, d] features. Raises DataError naming file and line, ConfigError for options that do not fit."""
         if self.test_path and self.test_fraction:
             raise ConfigError(f"test_path and test_fraction = {self.test_fraction} are both given; keep one of them")
-        text = read_svmlight(Path(self.path).expanduser())
+        text = read_svmlight(expanded(self.path))
         width = self.features or text.width
         if width == 0:
             raise DataError(f"{self.path}: no line has a feature, expected index:value pairs; give features")
@@ -62,7 +63,7 @@ class LibSVM(msgspec.Struct, frozen=True, tag_field="source", tag="libsvm", forb
         )
 
     def _test(self, width: int, names: NDArray[np.float64]) -> Examples:
-        text = read_svmlight(Path(self.test_path).expanduser())
+        text = read_svmlight(expanded(self.test_path))
         labels = self._labels(text)
         if self.target == "classes":
             _refuse(text, ~np.isin(labels, names), "does not occur in the training rows; mend the line or raise limit")

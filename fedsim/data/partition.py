@@ -247,7 +247,7 @@ def _cut(shares: NDArray[np.float64], totals: NDArray[np.int64], random: np.rand
     shares: float64[k, n]. totals: int64[k]. Returns int64[k, n]. One offset for each row of shares (systematic
     sampling): rounding every end to the nearest would pass over the same clients in each class.
     """
-    offsets = random.random((len(totals), 1))
+    offsets = random.random((len(totals), 1))  # nosec B311 # numpy's, seeded
     ends = np.floor(np.cumsum(shares, axis=1) * totals[:, None] + offsets).astype(np.int64)
     ends[:, -1] = totals
     return np.diff(np.minimum(ends, totals[:, None]), axis=1, prepend=0)

@@ -119,7 +119,7 @@ class SyntheticLogistic(
         points[::2, :, 0] *= -1
         weights[::2, 1] *= -1
         chances = 1 / (1 + np.exp(-np.einsum("cnj,cj->cn", points, weights)))
-        labels = (random.random(chances.shape) < chances).astype(np.int64)
+        labels = (random.random(chances.shape) < chances).astype(np.int64)  # nosec B311 # numpy's, seeded
         train = Examples(torch.from_numpy(points.reshape(-1, 2)), torch.from_numpy(labels.ravel()), 2)
         dataset = Dataset(train, None, "synthetic-logistic", _groups(self.clients, self.per_client))
         check(dataset)

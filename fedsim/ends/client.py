@@ -45,10 +45,26 @@ class ClientEnd:
         self.sender = Sender(End(), self._afresh(None))
         try:
             standing = None if store is None else store.load(setup.weights.device)
+            if standing is not None:
+                self._check(standing)
         except CheckpointError as error:
             standing, self.damage = None, str(error)
         if standing is not None:
             self.model, self.seen, self.sender = standing.model, standing.seen, standing.sender
+
+    def _check(self, standing: Standing) -> None:
+        """Raise CheckpointError for rows that are not of this experiment."""
+        sender, blank = standing.sender, self.sender.state.rows
+        states = [sender.state, *([] if sender.pending is None else [sender.pending[1]])]
+        like = self.setup.weights.new_zeros((1, self.setup.task.dim))
+        rows = [
+            (standing.model, like[0]),
+            *((state.rows.memory, None if blank.memory is None else like) for state in states),
+            *((state.rows.error, None if blank.error is None else like) for state in states),
+        ]
+        for found, expected in rows:
+            if _kind(found) != _kind(expected):
+                raise CheckpointError(f"client {self.number}: a row {_kind(found)}, expected {_kind(expected)}")
 
     def hear(self, data: bytes) -> None:
         """A frame of the server. Raises WireError for bytes that are not one, or not for this client and run."""
@@ -159,6 +175,10 @@ class ClientEnd:
 
     def _frame(self, kind: Kind, base: End, body: bytes) -> bytes:
         return encode_frame(Frame(kind, self.setup.run, self.round, self.number, base.epoch, base.digest, body))
+
+
+def _kind(row: Tensor | None) -> object:
+    return None if row is None else (tuple(row.shape), row.dtype)
 
 
 @lru_cache(maxsize=4)

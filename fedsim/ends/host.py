@@ -7,7 +7,6 @@ one, needs no configuration. The last experiment stays prepared (its data loaded
 from __future__ import annotations
 
 import logging
-import tomllib
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,8 +18,9 @@ from fedsim.ends.answer import Answer
 from fedsim.ends.client import ClientEnd
 from fedsim.ends.part import whole
 from fedsim.ends.store import Keep
-from fedsim.errors import ConfigError, FedsimError, WireError
-from fedsim.experiment import Experiment, default_table, from_table
+from fedsim.ends.trust import NO_CODE, Trust
+from fedsim.errors import FedsimError, WireError
+from fedsim.experiment import Experiment, default_table, from_table, parse_toml
 from fedsim.simulation.setup import Setup, prepare
 from fedsim.wire import coding, decode_frame
 
@@ -30,9 +30,9 @@ log = logging.getLogger("fedsim")
 class Host:
     """Clients, each with its own end. keep: where that of a client of a run (its 8-byte name) is kept, if anywhere."""
 
-    def __init__(self, keep: Callable[[bytes, int], Keep | None], device: str = "") -> None:
+    def __init__(self, keep: Callable[[bytes, int], Keep | None], device: str = "", trust: Trust = NO_CODE) -> None:
         """device: to compute on, instead of the experiment's run.device; empty: as the experiment says."""
-        self.keep, self.device = keep, device
+        self.keep, self.device, self.trust = keep, device, trust
         self.text = ""
         self.ends: dict[int, ClientEnd] = {}
 
@@ -42,7 +42,7 @@ class Host:
         experiment: TOML text. What befalls one client is its trouble, and no other's. Raises ConfigError or DataError
         for an experiment that cannot be served, WireError for bytes that are not a frame.
         """
-        setup = prepared(experiment, self.device)
+        setup = prepared(experiment, self.device, self.trust)
         if experiment != self.text:
             self.text, self.ends = experiment, {}
         heard: dict[int, list[bytes]] = {}
@@ -78,12 +78,14 @@ class Host:
 
 
 @lru_cache(maxsize=1)
-def prepared(text: str, device: str = "") -> Setup:
+def prepared(text: str, device: str = "", trust: Trust = NO_CODE) -> Setup:
     """What the deployed ends work with: clients by themselves, one after another; the run has the experiment's name.
 
-    Raises ConfigError or DataError.
+    Raises ConfigError, also for what is not trusted, or DataError.
     """
-    return alone(read(text), device)
+    experiment = read(text)
+    trust.check(experiment)
+    return alone(experiment, device)
 
 
 def alone(experiment: Experiment, device: str = "") -> Setup:
@@ -97,7 +99,5 @@ def alone(experiment: Experiment, device: str = "") -> Setup:
 
 def read(text: str) -> Experiment:
     """The experiment of a TOML text; the default one of an empty text. Raises ConfigError."""
-    try:
-        return from_table(tomllib.loads(text) if text.strip() else default_table())
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"the experiment is not valid TOML: {error}") from None
+    given = parse_toml(text.encode("utf-8", "replace"), "the experiment is not valid TOML")
+    return from_table(given if text.strip() else default_table())

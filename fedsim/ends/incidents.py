@@ -16,7 +16,12 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from typing import Literal
 
+from fedsim.errors import one_line
+
 What = Literal["rejected", "foreign", "late", "duplicate", "trouble", "absent"]
+
+FORMULA = ("=", "+", "-", "@")
+"""With which a spreadsheet takes a cell for a program."""
 
 COLUMNS = ("round", "client", "what", "bytes", "reason")
 
@@ -33,10 +38,11 @@ class Incident:
 
 
 def lines(incidents: Iterable[Incident]) -> str:
-    """CSV text. A reason may have been made elsewhere: whatever would break a line is made a space."""
+    """CSV text. A reason may have been made elsewhere: what is not printable becomes a space, a formula a text."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for one in incidents:
         *numbers, reason = astuple(one)
-        writer.writerow([*numbers, " ".join(reason.split())])
+        said = one_line(reason)
+        writer.writerow([*numbers, f"'{said}" if said.startswith(FORMULA) else said])
     return text.getvalue()

@@ -10,6 +10,7 @@ second case no upload had left. At most five rows of d numbers, and the notes of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from fedsim.algorithms.artemis import Clients
 from fedsim.checkpoint import Checkpoint
 from fedsim.errors import CheckpointError
 from fedsim.solvers.memory import Memory
+from fedsim.wire.frame import DIGEST_BYTES
 from fedsim.wire.link import End, Sender
 
 NEVER = -1
@@ -81,7 +83,10 @@ class Store:
             return None
         kept, turn = found
         self.turn = turn + 1
-        return _unpack(kept, device)
+        try:
+            return _unpack(kept, device)
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+            raise CheckpointError(f"{self.folder}: not the state of a client ({error!r})") from None
 
 
 class Drawer:
@@ -104,12 +109,21 @@ class Drawer:
         try:
             round, notes, rows = msgspec.msgpack.decode(entry, type=tuple[int, dict[str, Any], dict[str, _Row]])
             tensors = {
-                name: torch.from_numpy(np.frombuffer(octets, dtype).reshape(shape).copy())
+                name: torch.from_numpy(np.frombuffer(octets, _plain(dtype)).reshape(shape).copy())
                 for name, (dtype, shape, octets) in rows.items()
             }
             return _unpack(Checkpoint(round, tensors, notes), device)
-        except (msgspec.MsgspecError, KeyError, ValueError, TypeError) as error:
-            raise CheckpointError(f"the kept state of client {self.name} is damaged ({error})") from None
+        except (msgspec.MsgspecError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+            raise CheckpointError(f"the kept state of client {self.name} is damaged ({error!r})") from None
+        except RecursionError:
+            raise CheckpointError(f"the kept state of client {self.name} is damaged (nested too deeply)") from None
+
+
+def _plain(dtype: str) -> np.dtype[Any]:
+    """A type of numbers by numpy's name of it, such as "<f4", which could name nested types and objects as well."""
+    if not re.fullmatch(r"[<>|][fiub][1248]", dtype):
+        raise ValueError(f"a row of type {dtype[:20]!r}")
+    return np.dtype(dtype)
 
 
 def _pack(standing: Standing) -> Checkpoint:
@@ -145,4 +159,7 @@ def _side(side: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) ->
 
     rows = Clients(tensors.get(f"{side}.memory"), tensors.get(f"{side}.error"))
     solver = Memory(notes["steps"], notes_of("rate"), notes_of("direction"))
-    return End(notes["epoch"], bytes.fromhex(notes["digest"])), Held(rows, solver)
+    epoch, digest = notes["epoch"], bytes.fromhex(notes["digest"])
+    if type(epoch) is not int or type(solver.steps) is not int or len(digest) != DIGEST_BYTES:
+        raise ValueError(f"epoch {epoch!r}, steps {solver.steps!r}, a digest of {len(digest)} bytes")
+    return End(epoch, digest), Held(rows, solver)

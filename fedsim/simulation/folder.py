@@ -29,9 +29,20 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from fedsim.checkpoint import Checkpoint, alone, read, sync_folder, write, write_whole
+from fedsim.checkpoint import (
+    Checkpoint,
+    alone,
+    open_log,
+    parse_json,
+    read,
+    read_whole,
+    refuse_link,
+    sync_folder,
+    write,
+    write_whole,
+)
 from fedsim.errors import CheckpointError
-from fedsim.experiment import Experiment, from_table, read_toml
+from fedsim.experiment import Experiment, from_table, parse_toml
 from fedsim.ledger import COLUMNS
 from fedsim.simulation.executors import Choice
 
@@ -82,10 +93,15 @@ class RunFolder:
 
         Raises CheckpointError when there is none, or when it is not the one that the run began with.
         """
-        if not (self.path / "experiment.toml").exists():
+        place = self.path / "experiment.toml"
+        if not place.exists():
             raise CheckpointError(f"{self.path} is not a run folder (no experiment.toml); `fedsim run` makes one")
-        experiment = from_table(read_toml(self.path / "experiment.toml"))
-        if self._facts().get("run") != experiment.identifier().hex():
+        try:
+            content = read_whole(place)
+        except OSError as error:
+            raise CheckpointError(f"{place}: unreadable ({error.strerror}); put it back") from None
+        experiment = from_table(parse_toml(content, f"{place}: not valid TOML"))
+        if self.facts().get("run") != experiment.identifier().hex():
             raise CheckpointError(
                 f"{self.path / 'experiment.toml'} is not what this run began with: edited, or written by another "
                 "fedsim; put it back, or run it as a new experiment with --folder ANOTHER"
@@ -101,7 +117,7 @@ class RunFolder:
     def restore(self) -> Checkpoint | None:
         """The newest checkpoint, with the logs cut back to it; None (and fresh logs) when the run has none yet."""
         found = read(self.path / "checkpoint")
-        lengths = found[0].notes["lengths"] if found else dict.fromkeys(self.logs, 0)
+        lengths = self._lengths(found[0]) if found else dict.fromkeys(self.logs, 0)
         for log in self.logs:
             size = (self.path / log).stat().st_size if (self.path / log).exists() else 0
             if size < lengths[log]:
@@ -111,7 +127,7 @@ class RunFolder:
                 )
         with _writing(self.path):
             for log in self.logs:
-                with (self.path / log).open("ab") as file:
+                with open_log(self.path / log) as file:
                     file.truncate(lengths[log])
                     if not lengths[log]:
                         file.write(self.logs[log].encode())
@@ -122,11 +138,11 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl. Raises CheckpointError naming a damaged one."""
         path, lines = self.path / "metrics.jsonl", []
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        for number, line in enumerate(read_whole(path).splitlines(), 1):
             try:
-                found = json.loads(line)
+                found = parse_json(line)
                 lines.append({**found, "round": int(found["round"]), "loss": float(found["loss"])})
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, OverflowError):
                 raise CheckpointError(
                     f"{path}:{number}: damaged line; put the file back, or delete {self.path / 'checkpoint'} to start "
                     "this run from its first round"
@@ -135,7 +151,7 @@ class RunFolder:
 
     def append(self, log: str, text: str) -> None:
         """Add text to a log. Raises CheckpointError when the disk refuses."""
-        with _writing(self.path), (self.path / log).open("ab") as file:
+        with _writing(self.path), open_log(self.path / log) as file:
             file.write(text.encode())
 
     def checkpoint(self, round: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
@@ -143,9 +159,10 @@ class RunFolder:
         lengths = {}
         with _writing(self.path):
             for log in self.logs:
-                with (self.path / log).open("ab") as file:
+                with open_log(self.path / log) as file:
                     os.fsync(file.fileno())
                     lengths[log] = file.tell()
+            refuse_link(self.path / "checkpoint")
             write(self.path / "checkpoint", Checkpoint(round, tensors, {**notes, "lengths": lengths}), self.turn)
         self.turn += 1
 
@@ -156,18 +173,27 @@ class RunFolder:
         content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with _writing(self.path):
             write_whole(self.path / "model.safetensors", save(content))
-            facts = self._facts()
+            facts = self.facts()
             if facts.get("status") != "finished" or facts.get("model_sha256") != outcome["model_sha256"]:
                 write_whole(
                     self.path / "manifest.json",
                     _manifest(experiment, choice, engine=self.engine, status="finished", **outcome),
                 )
 
-    def _facts(self) -> dict[str, Any]:
-        """The manifest."""
+    def _lengths(self, found: Checkpoint) -> dict[str, int]:
+        lengths = found.notes.get("lengths")
+        if not isinstance(lengths, dict) or any(type(n) is not int or n < 0 for n in map(lengths.get, self.logs)):
+            raise CheckpointError(
+                f"{self.path / 'checkpoint'} does not say how long {', '.join(self.logs)} were; restore it, or delete "
+                "it to start this run from its first round"
+            )
+        return lengths
+
+    def facts(self) -> dict[str, Any]:
+        """The manifest. Raises CheckpointError when it is damaged."""
         path = self.path / "manifest.json"
         try:
-            return dict(json.loads(path.read_bytes()))
+            return dict(parse_json(read_whole(path)))
         except (OSError, ValueError, TypeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise CheckpointError(f"{path}: unreadable manifest ({reason}); put it back") from None

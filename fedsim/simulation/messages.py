@@ -7,15 +7,18 @@ that names it.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from fedsim import errors
+from fedsim.errors import WorkerError
 from fedsim.randomness import Stream
 from fedsim.solvers.memory import Memory
 from fedsim.solvers.plan import Done
@@ -72,8 +75,9 @@ def work_bytes(work: Work) -> bytes:
 
 
 def work_of(message: bytes) -> Work:
-    """Inverse of ``work_bytes``."""
-    return _decode_work(message)
+    """Inverse of ``work_bytes``. Raises WorkerError for other bytes."""
+    with _one_of_ours():
+        return _decode_work(message)
 
 
 def answer_bytes(answer: list[Done] | BaseException) -> bytes:
@@ -84,13 +88,23 @@ def answer_bytes(answer: list[Done] | BaseException) -> bytes:
 
 
 def answer_of(message: bytes) -> list[Done] | BaseException:
-    """Inverse of ``answer_bytes``."""
-    answer = _decode_answer(message)
+    """Inverse of ``answer_bytes``. Raises WorkerError for other bytes."""
+    with _one_of_ours():
+        answer = _decode_answer(message)
     if isinstance(answer, _Failed):
         return _error(answer.kind, answer.text)
     return [
         Done(np.array(one.samples, np.int64), np.array(one.gradients, np.int64), one.memories) for one in answer.groups
     ]
+
+
+@contextmanager
+def _one_of_ours() -> Iterator[None]:
+    try:
+        yield
+    except (msgspec.MsgspecError, SafetensorError, KeyError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise WorkerError(f"a message between processes that is none ({reason}); run again") from None
 
 
 def _error(kind: str, text: str) -> BaseException:

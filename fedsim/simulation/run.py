@@ -110,7 +110,7 @@ def advance(
         try:
             player.restore(found.round, dict(found.tensors))
             ledger.totals = {(Direction(w), Entry(k)): Cost(*c) for w, k, c in found.notes["totals"]}
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, IndexError, OverflowError, RuntimeError) as error:
             raise CheckpointError(
                 f"{folder.path}: the checkpoint does not fit its experiment.toml ({error}); restore the file"
             ) from None

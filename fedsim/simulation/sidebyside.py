@@ -11,7 +11,6 @@ Not to be taken for ``fedsim.simulation.comparison``, which plays an experiment 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -50,11 +49,17 @@ def read_account(path: Path) -> Account:
     experiment = RunFolder(path).experiment()
     if not (path / "ledger.csv").exists():
         raise CheckpointError(f"{path} has no ledger.csv; `fedsim resume {path}` runs it from its first round")
-    facts = json.loads((path / "manifest.json").read_bytes())
+    facts = RunFolder(path).facts()
     totals = read_totals(path / "ledger.csv")
     messages, sockets = read_bytes(path / "messages.csv", "message_bytes"), read_bytes(path / "sockets.csv", "bytes")
     return Account(
-        path, experiment, str(facts["status"]), str(facts.get("model_sha256", "")), totals, messages, sockets
+        path,
+        experiment,
+        str(facts.get("status", "unknown")),
+        str(facts.get("model_sha256", "")),
+        totals,
+        messages,
+        sockets,
     )
 
 
@@ -67,17 +72,23 @@ def read_bytes(path: Path, column: str) -> dict[Direction, int]:
         return {}
     text = path.read_text(encoding="utf-8", errors="replace")
     sums: dict[Direction, int] = {}
-    for number, line in enumerate(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()), 2):
+    lines, number = csv.DictReader(text[: text.rfind("\n") + 1].splitlines()), 1
+    while True:
+        number += 1
         try:
+            line = next(lines, None)
+            if not {"direction", column} <= set(lines.fieldnames or ("direction", column)):
+                raise ValueError
+            if line is None:
+                return sums
             way, count = Direction(line["direction"]), int(line[column])
             if count < 0:
                 raise ValueError
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, csv.Error):
             raise CheckpointError(
                 f"{path}:{number}: expected a direction (up or down) and whole {column}; put the file back or delete it"
             ) from None
         sums[way] = sums.get(way, 0) + count
-    return sums
 
 
 def differing(first: Experiment, second: Experiment) -> list[str]:

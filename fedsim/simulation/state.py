@@ -183,7 +183,8 @@ def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor], blank: St
 
     def fitting(name: str, shape: tuple[int, ...] | None) -> Tensor | None:
         given = tensors.get(name)
-        if (None if given is None else tuple(given.shape)) != shape:
+        expected = None if shape is None else (shape, blank.server.model.dtype)
+        if (None if given is None else (tuple(given.shape), given.dtype)) != expected:
             raise ValueError(f"tensor {name} does not fit the experiment")
         return None if given is None else given.to(device)
 
@@ -191,6 +192,7 @@ def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor], blank: St
         name: fitting(f"server.{name}", None if row is None else tuple(row.shape))
         for name, row in _server_rows(blank.server).items()
     }
+    _check_numbers(setup.clients, round, tensors)
     store.seen, store.epochs = tensors["seen"].numpy(), tensors["epochs"].numpy()
     store.digests, store.held = tensors["digests"].numpy(), tensors["held"].numpy()
     store.solvers, known = _memories(tensors), store.contacted()
@@ -208,6 +210,23 @@ def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor], blank: St
         pooled = Pooled(row, made, count, metric_of(setup, row))
     rate = {name.removeprefix("rate."): note for name, note in tensors.items() if name.startswith("rate.")}
     return State(server, store, Updates.of(tensors["updates"]), pooled, int(tensors["gradients"]), rate)
+
+
+def _check_numbers(clients: int, round: int, tensors: dict[str, Tensor]) -> None:
+    """Raise ValueError unless the whole numbers of a checkpoint have their shapes, types and bounds."""
+    most = torch.iinfo(torch.int64).max
+    for name, shape, dtype, low, high in (
+        ("seen", (clients,), torch.int64, NEVER, round),
+        ("epochs", (clients,), torch.int64, 0, 2**32 - 1),
+        ("digests", (clients, 8), torch.uint8, 0, 255),
+        ("held", (clients,), torch.int64, 0, most),
+        ("gradients", (), torch.int64, 0, most),
+        ("updates", (2, round + 1), torch.int64, 0, most),
+    ):
+        given = tensors[name]
+        fits = tuple(given.shape) == shape and given.dtype == dtype
+        if not fits or (given.numel() and not low <= int(given.min()) <= int(given.max()) <= high):
+            raise ValueError(f"tensor {name} does not fit the experiment")
 
 
 def _server_rows(server: Server) -> dict[str, Tensor | None]:

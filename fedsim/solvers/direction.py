@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.keys import shown
-from fedsim.plugins import blamed, made
+from fedsim.plugins import NAMES_CODE, blamed, made
 from fedsim.solvers.memory import Notes, check_notes
 from fedsim.solvers.rate import Here
 from fedsim.solvers.step import Direction, Step, samples
@@ -96,7 +96,9 @@ class OwnDirection(msgspec.Struct, frozen=True, tag_field="kind", tag="own", for
         options: its keywords.
     """
 
-    factory: Annotated[str, msgspec.Meta(description="'package.module:name' of a function that makes the direction")]
+    factory: Annotated[
+        str, msgspec.Meta(description="'package.module:name' of a function that makes the direction", extra=NAMES_CODE)
+    ]
     options: dict[str, Any] = {}
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.errors import ConfigError
+from fedsim.plugins import NAMES_CODE
 from fedsim.randomness import Stream
 from fedsim.solvers.direction import Gradient, LocalDirection, Momentum, Sam, direction_of
 from fedsim.solvers.memory import Memory
@@ -39,7 +40,7 @@ class Local(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: Annotated[int, msgspec.Meta(ge=1, lt=2**24)] = 1
     epochs: Annotated[int, msgspec.Meta(ge=0)] = 0
     batch: Annotated[int, msgspec.Meta(ge=0)] = 0
-    order: str = FRESH
+    order: Annotated[str, msgspec.Meta(extra=NAMES_CODE)] = FRESH
     step: float | str = "1/L"
     send: Literal["direction", "difference"] = "direction"
 

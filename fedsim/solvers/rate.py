@@ -38,7 +38,7 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.keys import shown
-from fedsim.plugins import blamed, made
+from fedsim.plugins import NAMES_CODE, blamed, made
 from fedsim.solvers.memory import Notes, check_notes
 from fedsim.tasks.task import Batch, Task
 
@@ -175,7 +175,9 @@ class OwnRule(msgspec.Struct, frozen=True, tag_field="rule", tag="own", forbid_u
         options: its keywords.
     """
 
-    factory: Annotated[str, msgspec.Meta(description="'package.module:name' of a function that makes the rule")]
+    factory: Annotated[
+        str, msgspec.Meta(description="'package.module:name' of a function that makes the rule", extra=NAMES_CODE)
+    ]
     options: dict[str, Any] = {}
 
 

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from fedsim.errors import ConfigError
 from fedsim.flat import ModuleRow
 from fedsim.models import check_module, cnn, mlp
+from fedsim.plugins import NAMES_CODE
 from fedsim.randomness import Purpose, Stream
 from fedsim.tasks.layer import Layer, layer_inputs, module_layers, second_moment
 from fedsim.tasks.linear import L2
@@ -242,7 +243,9 @@ class Module(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         l2: adds l2/2 ||w||^2 of every parameter.
     """
 
-    factory: Annotated[str, msgspec.Meta(description="'package.module:function' that returns the torch module")]
+    factory: Annotated[
+        str, msgspec.Meta(description="'package.module:function' that returns the torch module", extra=NAMES_CODE)
+    ]
     l2: L2 = 0.0
 
     def build(

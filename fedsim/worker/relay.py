@@ -52,7 +52,8 @@ def _explained(error: grpc.RpcError, path: Path, timeout: float) -> FedsimError:
     code, details = error.code(), " ".join((error.details() or "").split())
     kind = dict(error.trailing_metadata() or ()).get(KIND)
     if kind is not None:
-        return getattr(errors, kind, WorkerError)(details)
+        found = getattr(errors, str(kind), None)
+        return found(details) if isinstance(found, type) and issubclass(found, FedsimError) else WorkerError(details)
     who = f"worker at unix:{path}"
     if code is Code.DEADLINE_EXCEEDED:
         return WorkerError(f"{who} did not answer within {timeout:g} s; allow more time, or give it fewer clients")

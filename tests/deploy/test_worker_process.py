@@ -34,6 +34,13 @@ data = { source = "synthetic-linear", clients = 5, per_client = 20, features = 4
 """
 FIRST = LINEAR + "seed = 3\nuplink = { initial = 'gradient' }\nlocal = { epochs = 1, batch = 4, order = 'reshuffle' }"
 SECOND = LINEAR + "seed = 4\ndirection = { kind = 'momentum' }\nrun = { precision = 'float64' }"
+OWN = (
+    LINEAR
+    + """seed = 5
+local = { steps = 2, step = 0.1 }
+rate = { rule = "own", factory = "tests.plugins_example:Warmup", options = { steps = 3 } }
+"""
+)
 
 
 class Worker:
@@ -160,7 +167,29 @@ def test_what_cannot_be_served(worker: Worker, refused: Refused) -> None:
         relay.play(worker.address, LINEAR + "uplink.levles = 2", [], timeout=60)
     with refused(WireError, "frame of 7 bytes is cut short"):
         relay.play(worker.address, FIRST, [b"nothing"], timeout=60)
+    with refused(ConfigError, "rate.factory = 'tests.plugins_example:Warmup'", "--allow-code"):
+        relay.play(worker.address, OWN, [], timeout=60)
     assert worker.log == ""
+
+
+def test_a_worker_that_may_call_what_an_experiment_names() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        worker = Worker(Path(place))
+        worker.start("--allow-code")
+        worker.said()
+        try:
+            assert relay.play(worker.address, OWN, [], timeout=60) == Answer(())
+        finally:
+            worker.end(signal.SIGTERM)
+
+
+def test_what_clients_keep_is_their_owners_alone(worker: Worker) -> None:
+    """Whatever the umask that the worker was started with."""
+    (call,) = ServerEnd(prepared(FIRST)).call(1)
+    relay.play(worker.address, FIRST, [call], timeout=60)
+    kept = list((worker.place / "root").rglob("*"))
+    assert any(path.suffix == ".safetensors" for path in kept)
+    assert {path.lstat().st_mode & 0o077 for path in (worker.place / "w.sock", worker.place / "root", *kept)} == {0}
 
 
 def test_the_end_in_the_middle_of_an_errand(worker: Worker, refused: Refused) -> None:
