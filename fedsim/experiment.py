@@ -166,9 +166,17 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         del table["deploy"]
         for how in ("checkpoint_every", "evaluate_every", "workers", "rows", "wire", "baseline"):
             del table["run"][how]
-        if self.run.compute == "float32":  # as runs were named before there was a choice
-            del table["run"]["compute"]
+        for part, names in LATER.items():  # as runs were named before there was a choice
+            for name in names:
+                if getattr(getattr(self, part), name) == getattr(getattr(DEFAULTS, part), name):
+                    del table[part][name]
         return hashlib.blake2b(msgspec.json.encode(table, order="deterministic"), digest_size=8).digest()
+
+
+DEFAULTS = Experiment()
+
+LATER = {"run": ("compute",), "server": ("aggregate", "trim", "clip")}
+"""Keys that came later, and name a run only where they are not left alone."""
 
 
 def default_table() -> Table:

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from fedsim.algorithms import whitening
+from fedsim.algorithms import robust, whitening
 from fedsim.algorithms.artemis import Cohort
 from fedsim.algorithms.method import Method, check, check_feedback
 from fedsim.algorithms.steps import scheduled, step_size
@@ -113,6 +113,7 @@ def prepare(experiment: Experiment) -> Setup:
     whitening.check(experiment.whitening, experiment.direction, experiment.local, choice.chunk, experiment.server.step)
     participation.sample(federation.clients, experiment.seed, 0)
     check(experiment.uplink, experiment.downlink, server, participation.probability(federation.clients))
+    robust.check(server, experiment.uplink, experiment.whitening, task.dim)
     if isinstance(experiment.rate, Salr) and experiment.rate.level == "server" and experiment.uplink.feedback == "step":
         raise ConfigError(
             "uplink.feedback = 'step' needs the server's step before the upload, but rate.level = 'server' finds it "
