@@ -1,4 +1,4 @@
-"""Hostile clients in the simulator: what they upload is made from what honest clients found, and sent by the real codecs.
+"""Hostile clients in the simulator: what they upload is made from honest directions, and sent by the real codecs.
 
 No part of the product knows of them: a prepared experiment whose ``solve`` answers, for some clients, what an attack
 says instead of their direction. They keep to the protocol after that, memories included, and know everything.

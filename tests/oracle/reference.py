@@ -416,12 +416,11 @@ def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
 
         share = {i: v[i] / (p if server["normalise"] == "expected" else sum(v[j] for j in S)) for i in S}
         ghat = np.zeros_like(w)
-        if not up["memory"]:
-            for i in S:
-                ghat = ghat + share[i] * D[i]
-        elif server["memory"] == "pp1":
-            for i in S:
-                ghat = ghat + share[i] * (D[i] + copies[i])
+        if not up["memory"] or server["memory"] == "pp1":
+            x = {i: D[i] + copies[i] for i in S}
+            if S:
+                ghat = together(server, [x[i] for i in S], [share[i] for i in S])
+            for i in S if up["memory"] else ():
                 copies[i] = copies[i] + alpha * D[i]
         else:
             ghat = h.copy()
@@ -438,6 +437,35 @@ def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
         w = w - gamma * moved
         iterates.append(w)
         yield Snapshot(S, w, list(h_i), h, list(copies), list(e_i), e, np.mean(iterates, axis=0), sent)
+
+
+def together(server: Table, rows: list[Row], shares: list[float]) -> Row:
+    """ghat of a cohort by [server] aggregate, trim and clip; of two middle lengths the lower one counts."""
+    n, total = len(rows), sum(shares)
+    if server["clip"]:
+        rows = shortened(rows, server["clip"])
+    match server["aggregate"]:
+        case "mean":
+            return np.asarray(sum(share * row for share, row in zip(shares, rows, strict=True)))
+        case "median":
+            return total * np.median(rows, axis=0)
+        case "trimmed-mean":
+            out = next(k for k in range(n) if k >= server["trim"] * n or n - 2 * k <= 2)
+            return total * np.sort(rows, axis=0)[out : n - out].mean(axis=0)
+    z = np.mean(shortened(rows, 1.0), axis=0)  # Weiszfeld, four times
+    for _ in range(4):
+        pulls = [1 / max(math.dist(row, z), 1e-6 * middle_length(rows) + 1e-300) for row in rows]
+        z = sum(pull * row for pull, row in zip(pulls, rows, strict=True)) / sum(pulls)
+    return np.asarray(total * z)
+
+
+def middle_length(rows: list[Row]) -> float:
+    return sorted(math.hypot(*row) for row in rows)[(len(rows) - 1) // 2]
+
+
+def shortened(rows: list[Row], times: float) -> list[Row]:
+    bound = times * middle_length(rows)
+    return [row * min(1.0, bound / (math.hypot(*row) or 1.0)) for row in rows]
 
 
 def memory_rate(up: Table, d: int) -> float:

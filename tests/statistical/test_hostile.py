@@ -1,18 +1,19 @@
-"""Hostile minorities that pass the guard: the loss that each rule of ``server.aggregate`` and ``server.clip`` is left at.
+"""Hostile minorities that pass the guard: where ``server.aggregate`` and ``server.clip`` end under them.
 
     python -m tests.statistical.test_hostile [SEEDS]      # the table of all rules, attacks and partitions
 
 The reference task is the default experiment: softmax regression on digits, 100 clients with Dirichlet(0.3) or iid data,
 20 a round, 1-level quantization both ways. The loss gap is the training loss over all samples after 400 rounds minus
-its minimum, which is 0 here, of the run with 20 hostile clients over that of the default run without any (the plain
-mean of PP2); it is the median over seeds of that ratio, with the largest. The price is the bytes to the final loss of
-that default run, over its own, both evaluated every 5 rounds, without hostile clients.
+its minimum, which is 0 here; the figures are its ratio, with 20 hostile clients, to that of the default run without any
+(the plain mean of PP2). The price is the bytes to the final loss of that default run, over its own, both evaluated
+every 5 rounds, without hostile clients. With the other sign ALIE makes training faster; with its authors' z for 20 of
+100 clients, 0.29, it does little.
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
@@ -43,13 +44,10 @@ ATTACKS: dict[str, Attack] = {
     "flip 1": flip(1.0),
     "flip 3": flip(3.0),
     "flip 10": flip(10.0),
-    "alie +0.29": alie(0.29),
-    "alie +1.5": alie(1.5),
-    "alie -1.5": alie(-1.5),
+    "alie 1.5": alie(1.5),
     "collude 1": collude(1.0),
     "collude 10": collude(10.0),
 }
-BAR = ("flip 1", "flip 3", "flip 10", "alie +0.29", "alie +1.5", "alie -1.5")
 SHARE, BOUND, PRICE = 0.2, 2.0, 1.05
 
 
@@ -58,79 +56,75 @@ def experiment(partition: str, rule: str, seed: int, rounds: int = 400, every: i
     return Experiment.of(**tables, **RULES[rule])
 
 
-def final(given: Experiment, attack: Attack | None, target: float | None = None) -> Result | None:
-    """The run; None where it diverged."""
+def played(given: Experiment, attack: Attack | None = None, target: float | None = None) -> Result:
     with closing(prepare(given)) as setup:
-        played = setup if attack is None else infiltrated(setup, attack, SHARE, given.seed)
-        try:
-            return advance(Simulation(played), None, target=target)
-        except DivergedError:
-            return None
+        peopled = setup if attack is None else infiltrated(setup, attack, SHARE, given.seed)
+        return advance(Simulation(peopled), None, target=target)
 
 
 def loss(given: Experiment, attack: Attack | None) -> float:
-    found = final(given, attack)
-    return np.inf if found is None else found.loss
+    """Infinite where the run diverged."""
+    try:
+        return played(given, attack).loss
+    except DivergedError:
+        return math.inf
 
 
-def price(partition: str, rule: str, seed: int) -> float:
+def usual(partition: str, seed: int) -> Result:
+    """The default run without hostile clients."""
+    return played(experiment(partition, "mean", seed, every=5))
+
+
+def price(partition: str, rule: str, default: Result) -> float:
     """Bytes to the default run's final loss, over its own; infinite where 800 rounds do not reach it."""
-    usual = final(experiment(partition, "mean", seed, every=5), None)
-    assert usual is not None
-    other = final(experiment(partition, rule, seed, rounds=800, every=5), None, target=usual.loss)
-    if other is None or other.loss > usual.loss:
-        return np.inf
-    needed = next(m for m in usual.metrics if m["loss"] <= usual.loss)
-    return _bytes(other.metrics[-1]) / _bytes(needed)
+    given = experiment(partition, rule, default.experiment.seed, rounds=800, every=5)
+    found = played(given, target=default.loss)
+    if found.loss > default.loss:
+        return math.inf
+    needed = next(metrics for metrics in default.metrics if metrics["loss"] <= default.loss)
+    return _bytes(found.metrics[-1]) / _bytes(needed)
 
 
 def _bytes(metrics: dict[str, Any]) -> float:
     return float(metrics["up_bytes"] + metrics["down_bytes"])
 
 
-def gaps(partition: str, rule: str, attack: str, clean: Sequence[float]) -> list[float]:
-    """Loss under attack over the loss of the default run without any, seed by seed."""
-    return [loss(experiment(partition, rule, seed), ATTACKS[attack]) / own for seed, own in enumerate(clean)]
-
-
-def defaults(partition: str, seeds: int) -> list[float]:
-    return [loss(experiment(partition, "mean", seed), None) for seed in range(seeds)]
+def ratios(partition: str, rule: str, defaults: list[Result]) -> dict[str, list[float]]:
+    """Attack, "none" or "price" -> its figure, default run by default run."""
+    found: dict[str, list[float]] = {}
+    for name, attack in {"none": None, **ATTACKS}.items():
+        found[name] = [
+            loss(experiment(partition, rule, default.experiment.seed), attack) / default.loss for default in defaults
+        ]
+    return found | {"price": [price(partition, rule, default) for default in defaults]}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("partition", PARTITIONS)
 def test_geometric_medians_of_memories_hold_against_a_fifth(partition: str) -> None:
     """In the median of 10 seeds the gap is at most twice the clean one, and the price at most 5 %."""
-    clean = defaults(partition, 10)
-    for attack in BAR:
-        found = gaps(partition, "geometric-median", attack, clean)
-        print(f"{partition}: {attack}: {np.median(found):.2f} (largest {max(found):.2f})")
-        assert np.median(found) <= BOUND, attack
-    prices = [price(partition, "geometric-median", seed) for seed in range(10)]
-    print(f"{partition}: price {np.median(prices):.3f} (largest {max(prices):.3f})")
-    assert np.median(prices) <= PRICE
+    found = ratios(partition, "geometric-median", [usual(partition, seed) for seed in range(10)])
+    for name, figures in found.items():
+        print(f"{partition}: {name}: {np.median(figures):.2f} (largest {max(figures):.2f})")
+    assert np.median(found.pop("price")) <= PRICE
+    assert all(np.median(figures) <= BOUND for figures in found.values())
 
 
-def test_one_seed_of_it_and_that_the_mean_does_not_hold() -> None:
-    """The attack is one: the plain mean ends ten times above a run without it, 150 rounds long."""
-    given = experiment("iid", "geometric-median", 0, rounds=150, every=150)
-    plain = experiment("iid", "mean", 0, rounds=150, every=150)
-    clean = loss(plain, None)
-    assert loss(plain, flip(10.0)) > 10 * clean
-    assert loss(given, flip(10.0)) < BOUND * clean
+def test_it_holds_where_the_mean_does_not() -> None:
+    """The attack is one: the plain mean ends ten times above a run without it, 100 rounds long."""
+    mean, robust = (experiment("iid", rule, 0, rounds=100, every=100) for rule in ("mean", "geometric-median"))
+    clean = loss(mean, None)
+    assert loss(mean, flip(10.0)) > 10 * clean
+    assert loss(robust, flip(10.0)) < BOUND * clean
 
 
 def main(seeds: int) -> None:
-    print(f"gap / clean gap, median (largest) of {seeds} seeds; price without attack\n")
-    print("| partition | rule |", " | ".join(ATTACKS), "| none | price |")
+    print("| partition | rule | none |", " | ".join(ATTACKS), "| price |")
     print("|---|---|" + "---:|" * (len(ATTACKS) + 2))
     for partition in PARTITIONS:
-        clean = defaults(partition, seeds)
+        defaults = [usual(partition, seed) for seed in range(seeds)]
         for rule in RULES:
-            line = [gaps(partition, rule, attack, clean) for attack in ATTACKS]
-            line.append([loss(experiment(partition, rule, seed), None) / own for seed, own in enumerate(clean)])
-            line.append([price(partition, rule, seed) for seed in range(seeds)])
-            cells = [f"{np.median(cell):.3g} ({max(cell):.3g})" for cell in line]
+            cells = [f"{np.median(cell):.3g} ({max(cell):.3g})" for cell in ratios(partition, rule, defaults).values()]
             print(f"| {partition} | {rule} |", " | ".join(cells), "|", flush=True)
 
 
