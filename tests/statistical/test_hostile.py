@@ -89,25 +89,34 @@ def _bytes(metrics: dict[str, Any]) -> float:
     return float(metrics["up_bytes"] + metrics["down_bytes"])
 
 
-def ratios(partition: str, rule: str, defaults: list[Result]) -> dict[str, list[float]]:
-    """Attack, "none" or "price" -> its figure, default run by default run."""
-    found: dict[str, list[float]] = {}
-    for name, attack in {"none": None, **ATTACKS}.items():
-        found[name] = [
-            loss(experiment(partition, rule, default.experiment.seed), attack) / default.loss for default in defaults
-        ]
-    return found | {"price": [price(partition, rule, default) for default in defaults]}
+def gaps(partition: str, rule: str, defaults: list[Result]) -> dict[str, list[float]]:
+    """Attack, or "none" -> its figure, default run by default run."""
+    return {
+        name: [loss(experiment(partition, rule, one.experiment.seed), attack) / one.loss for one in defaults]
+        for name, attack in {"none": None, **ATTACKS}.items()
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("partition", PARTITIONS)
-def test_geometric_medians_of_memories_hold_against_a_fifth(partition: str) -> None:
-    """In the median of 10 seeds the gap is at most twice the clean one, and the price at most 5 %."""
-    found = ratios(partition, "geometric-median", [usual(partition, seed) for seed in range(10)])
+def test_geometric_medians_hold_against_a_fifth(partition: str) -> None:
+    """The gap is at most twice the clean one in each of 10 seeds."""
+    found = gaps(partition, "geometric-median", [usual(partition, seed) for seed in range(10)])
     for name, figures in found.items():
         print(f"{partition}: {name}: {np.median(figures):.2f} (largest {max(figures):.2f})")
-    assert np.median(found.pop("price")) <= PRICE
-    assert all(np.median(figures) <= BOUND for figures in found.values())
+    assert max(map(max, found.values())) <= BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "partition",
+    ["iid", pytest.param("non-iid", marks=pytest.mark.xfail(strict=True, reason="8 %, half of it for PP1"))],
+)
+def test_geometric_medians_cost_at_most_five_percent(partition: str) -> None:
+    """In the median of 10 seeds."""
+    prices = [price(partition, "geometric-median", usual(partition, seed)) for seed in range(10)]
+    print(f"{partition}: price {np.median(prices):.3f} (largest {max(prices):.3f})")
+    assert np.median(prices) <= PRICE
 
 
 def test_it_holds_where_the_mean_does_not() -> None:
@@ -124,7 +133,9 @@ def main(seeds: int) -> None:
     for partition in PARTITIONS:
         defaults = [usual(partition, seed) for seed in range(seeds)]
         for rule in RULES:
-            cells = [f"{np.median(cell):.3g} ({max(cell):.3g})" for cell in ratios(partition, rule, defaults).values()]
+            found = gaps(partition, rule, defaults)
+            found["price"] = [price(partition, rule, one) for one in defaults]
+            cells = [f"{np.median(cell):.3g} ({max(cell):.3g})" for cell in found.values()]
             print(f"| {partition} | {rule} |", " | ".join(cells), "|", flush=True)
 
 
