@@ -12,17 +12,17 @@
     trimmed-mean       A times each coordinate's mean without its ceil(beta n) largest and ceil(beta n) smallest
     geometric-median   A argmin_z sum_i ||x_i - z||, by Weiszfeld's iteration from the mean of rows clipped at clip = 1
 
-All count heads. A weight would be the power of whoever has it: geometric medians weighted by samples are moved up to twice
-as far in the digits experiment.
+All count heads. A weight would be the power of whoever has it: geometric medians weighted by samples are moved up to
+twice as far in the digits experiment (``tests/statistical/test_hostile.py``).
 
 Compression widens what an attacker can hide in: D_i differs from its row by sqrt(omega) times its length, in the limit
 of few levels nearly all of its coordinates are zero, and the median of zeros is zero. Coordinate rules are therefore
-refused where omega > 1. The geometric median sees the noise of honest rows, too: it holds against attackers who draw
-their levels as the protocol says, whatever they draw them from, but those who choose their levels, know everything and
-stay as short as the others move it as they would a mean, or further. Memories add another surface: what the server adds
-up over rounds (the h of PP2) keeps for ever what one upload put there, so each client's own h_i must be looked at
-(PP1). No rule is better than the heterogeneity of honest clients: a minority that says what honest clients with other
-data might say is indistinguishable from them.
+refused where omega > 1. The geometric median sees the noise of honest rows, too. In that experiment it holds against a
+fifth who flip signs, follow ALIE or collude, as long as they draw their levels as the protocol says; those who choose
+their levels, know everything and stay as short as the others move it as they would a mean, or further. Memories add
+another surface: what the server adds up over rounds (the h of PP2) keeps for ever what one upload put there, so each
+client's own h_i must be looked at (PP1). And no rule is better than honest clients are alike: a minority that says what
+honest clients with other data might say is indistinguishable from them.
 
 Sources: Yin, Chen, Ramchandran, Bartlett, ICML 2018 (median, trimmed mean); Pillutla, Kakade, Harchaoui, "Robust
 aggregation for federated learning", 2022 (geometric median); Sun, Kairouz, Suresh, McMahan, 2019 (norm bound); Zhu and
