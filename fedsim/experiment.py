@@ -72,14 +72,6 @@ IMPLIED: dict[str, Table] = {
 """What naming a data source changes in the defaults, so that the source alone is a runnable experiment."""
 
 
-ADDED: dict[str, Table] = {
-    "run": {"compute": "float32"},
-    "uplink": {"correction": 1.0, "synchronise": 0.0},
-    "downlink": {"memory": "none", "rate": "auto", "each": False},
-}
-"""Keys that came later, at the value that changes nothing: it is left out of an experiment's name."""
-
-
 class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to compute and what to write.
 
@@ -182,9 +174,22 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         del table["deploy"]
         for how in ("checkpoint_every", "evaluate_every", "workers", "rows", "wire", "baseline"):
             del table["run"][how]
-        for name, added in ADDED.items():  # as runs were named before there was a choice
-            table[name] = {key: value for key, value in table[name].items() if added.get(key, ...) != value}
+        for part, names in LATER.items():  # as runs were named before there was a choice
+            for name in names:
+                if getattr(getattr(self, part), name) == getattr(getattr(DEFAULTS, part), name):
+                    del table[part][name]
         return hashlib.blake2b(msgspec.json.encode(table, order="deterministic"), digest_size=8).digest()
+
+
+DEFAULTS = Experiment()
+
+LATER = {
+    "run": ("compute",),
+    "uplink": ("correction", "synchronise"),
+    "downlink": ("memory", "rate", "each"),
+    "server": ("aggregate", "trim", "clip"),
+}
+"""Keys that came later, and name a run only where they are not left alone."""
 
 
 def default_table() -> Table:

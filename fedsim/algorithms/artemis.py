@@ -18,6 +18,9 @@ One round, for the sampled clients S:
     PP2      ghat = h + sum_S (v_i / p) D_i;                        h += alpha sum_S v_i D_i
     server   Omega = C_dwn(ghat + c e);   e = (ghat + c e) - Omega;   w_{k+1} = w_k - gamma Omega
 
+With ``server.aggregate`` or ``server.clip`` the sums over S that make ghat, without memories and under PP1, are what
+``fedsim.algorithms.robust`` makes of the same rows; under PP2 there are no rows of which it could be made.
+
 With ``method.space`` (whitening) the compressors see other coordinates and the estimate is preconditioned before the
 downlink; memories stay gradients and updates stay changes of the model, so that a change of coordinates needs no
 message and no map of what is remembered.
@@ -44,6 +47,7 @@ from torch import Tensor
 
 from fedsim.algorithms.downlink import apply, hear
 from fedsim.algorithms.method import Method, feedback_coefficient
+from fedsim.algorithms.robust import combine
 from fedsim.compression import Payload, Received, Sparse, compress_difference, weighted_sums
 from fedsim.flat import tree_sum
 from fedsim.randomness import Stream, only
@@ -157,14 +161,15 @@ def absorb(
     if uploads is None:
         estimate = torch.zeros_like(server.model) if memory is None else memory
     elif memories is not None:
-        uploads = uploads.dense() if isinstance(uploads, Sparse) else uploads
-        received = method.up.decompress(uploads, server.model.dtype).to(server.model.device)
-        estimate = tree_sum(shares[:, None] * (received + memories[cohort.clients]), dim=0)
+        received = _rows(method, server, uploads)
+        estimate = combine(method.server, received + memories[cohort.clients], shares)
         memories = memories.index_add(0, cohort.clients, method.alpha * received)
     elif memory is not None:
         learnt = shares if method.server.paper_compat else cohort.weights
         mean, change = weighted_sums(method.up, uploads, torch.stack((shares, learnt)))
         estimate, memory = memory + mean, memory + method.alpha * change
+    elif method.server.robust:
+        estimate = combine(method.server, _rows(method, server, uploads), shares)
     else:
         (estimate,) = weighted_sums(method.up, uploads, shares[None])
     estimate = method.step(estimate)
@@ -192,6 +197,12 @@ def _moved(server: Server, model: Tensor, memory: Tensor | None, memories: Tenso
     count = server.round + 1
     average = None if server.average is None else server.average + (model - server.average) / count
     return replace(server, round=count, model=model, memory=memory, memories=memories, average=average)
+
+
+def _rows(method: Method, server: Server, uploads: Received) -> Tensor:
+    """D_i, float[n, d]."""
+    uploads = uploads.dense() if isinstance(uploads, Sparse) else uploads
+    return method.up.decompress(uploads, server.model.dtype).to(server.model.device)
 
 
 def _shares(method: Method, cohort: Cohort) -> Tensor:

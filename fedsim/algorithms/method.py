@@ -110,6 +110,10 @@ class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             by that of all "registered" clients: those absent count with what they usually send (EF21-PP).
         average: also keep the Polyak-Ruppert mean of the iterates.
         paper_compat: update the mean memory with alpha / (p N), as the published code does, instead of alpha / N.
+        aggregate: what is made of a cohort's directions: their weighted "mean", or what a hostile minority cannot move
+            far, a "geometric-median", "median" or "trimmed-mean" (``fedsim.algorithms.robust``).
+        trim: share of a cohort that a trimmed mean leaves out at either end of each coordinate; 0: no trimmed mean.
+        clip: directions are shortened to so many times their median length; 0: they are not.
     """
 
     step: float | str = "1/L"
@@ -120,6 +124,14 @@ class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     normalise: Literal["expected", "present", "registered"] = "expected"
     average: bool = False
     paper_compat: bool = False
+    aggregate: Literal["mean", "geometric-median", "median", "trimmed-mean"] = "mean"
+    trim: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] = 0.0
+    clip: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+    @property
+    def robust(self) -> bool:
+        """Whether the estimate is made of rows that are looked at one by one, and not of sums alone."""
+        return self.aggregate != "mean" or self.clip > 0
 
 
 RowMap = Callable[[Tensor], Tensor]

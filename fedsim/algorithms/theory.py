@@ -108,6 +108,8 @@ def uncovered(setting: Setting, uplink: Uplink, downlink_omega: float, server: S
         reasons.append("the downlink is compressed but there are no memories (uplink.memory = true)")
     if uplink.feedback:
         reasons.append("the uplink has error feedback")
+    if server.robust:
+        reasons.append("directions are not averaged (server.aggregate = 'mean' without server.clip)")
     return reasons
 
 

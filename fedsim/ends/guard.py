@@ -7,7 +7,7 @@
 Lengths are those of h_i + D_i, what the client's direction comes to, because D_i alone shrinks as memories learn while
 a newcomer's does not. The bounds are deploy.longest and deploy.median; the relative one holds against fewer than half
 of a cohort, and where the median is zero (nobody learns) only the absolute one is left. Weights are the server's own:
-no frame has a place for one.
+no frame has a place for one. What passes may still be hostile: against that, see ``fedsim.algorithms.robust``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from fedsim.algorithms import whitening
+from fedsim.algorithms import robust, whitening
 from fedsim.algorithms.artemis import Cohort
 from fedsim.algorithms.method import Method, check, check_channels
 from fedsim.algorithms.steps import scheduled, step_size
@@ -127,6 +127,7 @@ def prepare(experiment: Experiment) -> Setup:
             "downlink.each = true sends nobody what others were sent, and so no pooled moments; "
             "use downlink.each = false or whitening.mode = 'off'"
         )
+    robust.check(server, experiment.uplink, experiment.whitening, task.dim)
     if isinstance(experiment.rate, Salr) and experiment.rate.level == "server" and experiment.uplink.feedback == "step":
         raise ConfigError(
             "uplink.feedback = 'step' needs the server's step before the upload, but rate.level = 'server' finds it "

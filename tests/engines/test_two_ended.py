@@ -90,6 +90,17 @@ FEDERATIONS: dict[str, dict[str, Any]] = {
     "dore, float64": {**DIGITS, "algorithm": "dore", "participation": HALF, "run": {"precision": "float64"}},
     "fedavg": {**DIGITS, "algorithm": "fedavg", "participation": HALF, "local": {"batch": 5}},
     "sgd-mem": {**LINEAR, "algorithm": "sgd-mem", "participation": {"scheme": "k-of-n", "k": 3}},
+    "geometric median": {
+        **DIGITS,
+        "participation": HALF,
+        "server": {"memory": "pp1", "weights": "uniform", "aggregate": "geometric-median"},
+    },
+    "clipped, trimmed mean without memories": {
+        **DIGITS,
+        "algorithm": "fedavg",
+        "participation": {"scheme": "k-of-n", "k": 7},
+        "server": {"weights": "uniform", "aggregate": "trimmed-mean", "trim": 0.2, "clip": 2.0},
+    },
     "a network": {
         **DIGITS,
         "participation": HALF,

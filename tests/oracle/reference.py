@@ -443,12 +443,10 @@ def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
         part = {"expected": p, "present": sum(v[j] for j in D), "registered": 1.0}[server["normalise"]]
         share = {i: v[i] / part for i in D}
         ghat = np.zeros_like(w)
-        if not up["memory"]:
-            for i in D:
-                ghat = ghat + share[i] * D[i]
-        elif server["memory"] == "pp1":
-            for i in D:
-                ghat = ghat + share[i] * (D[i] + copies[i])
+        if not up["memory"] or server["memory"] == "pp1":
+            if D:
+                ghat = together(server, [D[i] + copies[i] for i in D], list(share.values()))
+            for i in D if up["memory"] else ():
                 copies[i] = copies[i] + alpha * D[i]
         else:
             ghat = h.copy()
@@ -484,6 +482,35 @@ def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
             H,
             list(H_i),
         )
+
+
+def together(server: Table, rows: list[Row], shares: list[float]) -> Row:
+    """ghat of a cohort by [server] aggregate, trim and clip; of two middle lengths the lower one counts."""
+    n, total = len(rows), sum(shares)
+    if server["clip"]:
+        rows = shortened(rows, server["clip"])
+    match server["aggregate"]:
+        case "mean":
+            return np.asarray(sum(share * row for share, row in zip(shares, rows, strict=True)))
+        case "median":
+            return total * np.median(rows, axis=0)
+        case "trimmed-mean":
+            out = next(k for k in range(n) if k >= server["trim"] * n or n - 2 * k <= 2)
+            return total * np.sort(rows, axis=0)[out : n - out].mean(axis=0)
+    z = np.mean(shortened(rows, 1.0), axis=0)  # Weiszfeld, four times
+    for _ in range(4):
+        pulls = [1 / max(math.dist(row, z), 1e-6 * middle_length(rows) + 1e-300) for row in rows]
+        z = sum(pull * row for pull, row in zip(pulls, rows, strict=True)) / sum(pulls)
+    return np.asarray(total * z)
+
+
+def middle_length(rows: list[Row]) -> float:
+    return sorted(math.hypot(*row) for row in rows)[(len(rows) - 1) // 2]
+
+
+def shortened(rows: list[Row], times: float) -> list[Row]:
+    bound = times * middle_length(rows)
+    return [row * min(1.0, bound / (math.hypot(*row) or 1.0)) for row in rows]
 
 
 def memory_rate(up: Table, d: int) -> float:

@@ -169,6 +169,31 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "downlink": {"compressor": "quantize"},
     },
     "absent clients count": {"participation": HALF, "server": {"normalise": "registered"}},
+    "geometric median": {
+        "participation": HALF,
+        "server": {"memory": "pp1", "weights": "uniform", "aggregate": "geometric-median"},
+    },
+    "geometric median of clipped rows, without memory, normalised by those present": {
+        "algorithm": "bi-qsgd",
+        "participation": HALF,
+        "server": {"weights": "uniform", "aggregate": "geometric-median", "clip": 1.5, "normalise": "present"},
+    },
+    "median": {
+        "participation": HALF,
+        "uplink": {"levels": 4},
+        "server": {"memory": "pp1", "weights": "uniform", "aggregate": "median"},
+    },
+    "trimmed mean": {
+        "algorithm": "fedsgd",
+        "participation": {"scheme": "k-of-n", "k": 5},
+        "server": {"weights": "uniform", "aggregate": "trimmed-mean", "trim": 0.2},
+    },
+    "trimmed mean of hardly anybody": {
+        "algorithm": "fedsgd",
+        "participation": {"scheme": "bernoulli", "p": 0.2},
+        "server": {"weights": "uniform", "aggregate": "trimmed-mean", "trim": 0.45},
+    },
+    "clipped": {"participation": HALF, "server": {"memory": "pp1", "weights": "uniform", "clip": 0.8}},
     "the largest seed": {"participation": HALF, "seed": 2**63 - 1},
 }
 

@@ -58,6 +58,13 @@ def there_and_back(experiment: Experiment) -> None:
 # ----------------------------------------------------------------------------------------------- the way there and back
 
 
+def test_keys_that_came_later_name_a_run_only_where_they_are_used() -> None:
+    """The default run is named as before there was ``server.aggregate``; every value of a new key is another run."""
+    assert Experiment().identifier().hex() == "6118077fa345ddeb"
+    changes = [{}, {"aggregate": "median"}, {"aggregate": "trimmed-mean"}, {"trim": 0.1}, {"clip": 1.0}]
+    assert len({Experiment.of(server=change).identifier() for change in changes}) == len(changes)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_there_and_back(recipe: str) -> None:
     experiment = Experiment.of(algorithm=recipe)

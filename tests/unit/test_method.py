@@ -143,6 +143,28 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"participation": {"scheme": "k-of-n", "k": 21}}, "participation.k = 21, but there are 20 clients"),
     ({"server": {"step": -1}}, "server.step = -1"),
     ({"local": {"steps": 2, "step": "1/X"}}, "local.step = '1/X'"),
+    ({"server": {"trim": 0.1}}, "server.trim = 0.1 with server.aggregate = 'mean': a trimmed mean, and only that"),
+    (
+        {"server": {"aggregate": "trimmed-mean"}},
+        "server.trim = 0 with server.aggregate = 'trimmed-mean'",
+    ),
+    (
+        {"server": {"aggregate": "median", "weights": "uniform", "memory": "pp1"}},
+        "sees mostly zeros and noise in",
+    ),
+    ({"server": {"aggregate": "geometric-median"}}, "server.aggregate = 'geometric-median' counts heads, but server.w"),
+    (
+        {"server": {"clip": 1.0, "weights": "uniform"}},
+        "server.clip = 1 looks at each client's memory, but",
+    ),
+    (
+        {
+            "server": {"clip": 1.0, "weights": "uniform", "memory": "pp1", "step": 0.1},
+            "whitening": {"mode": "shared"},
+        },
+        "server.clip = 1 protects directions, but whitening.mode = 'shared' takes the mean",
+    ),
+    ({"server": {"trim": 0.5}}, "server.trim = 0.5: expected a number >= 0 and < 0.5"),
 ]
 
 

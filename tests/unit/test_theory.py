@@ -75,6 +75,7 @@ def test_the_promise_is_that_of_the_theorems() -> None:
         ({"local": {"send": "difference"}}, "clients send the difference"),
         ({"uplink": {"memory": False}, "downlink": {"compressor": "quantize"}}, "there are no memories"),
         ({"uplink": {"feedback": "step"}, "server": {"step": 0.01}}, "the uplink has error feedback"),
+        ({"server": {"memory": "pp1", "weights": "uniform", "clip": 1.0}}, "directions are not averaged"),
         ({"partition": {"scheme": "dirichlet", "alpha": 1.0, "clients": 8, "per_client": 1}}, None),
     ],
 )
