@@ -2,6 +2,7 @@
 
     node config   partition-id, num-partitions   the node hosts every client that is the first, modulo the second
                   worker = "unix:/path"          a long-lived worker on this machine; this process never imports torch
+                  data = "/path"                 what its client brings to experiments with data.source = "own"
     run config    experiment                     TOML text; empty: the default experiment
                   directory                      where an experiment's relative paths begin; empty: where this runs
 
@@ -19,7 +20,7 @@ from typing import cast
 from flwr.app import ConfigRecord, Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client import records
+from client import own, records
 from client.records import Hello
 from fedsim.ends.answer import Answer
 from fedsim.errors import FedsimError
@@ -57,7 +58,7 @@ def query(message: Message, context: Context) -> Message:
 
 
 def _play(context: Context, frames: Sequence[bytes], seconds: float) -> Answer:
-    experiment = str(context.run_config.get("experiment", ""))
+    experiment = own.bound(str(context.run_config.get("experiment", "")), context.node_config)
     if worker := context.node_config.get("worker"):
         from fedsim.worker.relay import play
 

@@ -16,13 +16,14 @@ from client.records import Hello
 class Nodes:
     """Those that have been seen.
 
-    version: of fedsim, which all must run; clients: of the run. known: nodes that can serve, in the order in which they
-    came. troubles: of others, why they cannot. partitions: into how many the clients are divided; 0 until there is a
-    node for each. hosts: partition -> its node.
+    version: of fedsim, which all must run; clients: of the run; enough: nodes with which it may begin, 0: all. known:
+    those that can serve, in the order in which they came. troubles: of others, why they cannot. partitions: into how
+    many the clients are divided; 0 until there are nodes to begin with. hosts: partition -> its node.
     """
 
     version: str
     clients: int = 1
+    enough: int = 0
     known: dict[int, Hello] = field(default_factory=dict)
     troubles: dict[int, str] = field(default_factory=dict)
     partitions: int = 0
@@ -37,7 +38,7 @@ class Nodes:
         self.troubles.pop(node, None)
         self.known[node] = hello
         if not self.partitions:
-            self.partitions = max((n for n in self._sizes() if not self.missing(n)), default=0)
+            self.partitions = max((n for n in self._sizes() if self._suffice(n)), default=0)
         self._settle()
         return True
 
@@ -77,6 +78,10 @@ class Nodes:
     def _settle(self) -> None:
         ours = {node: hello for node, hello in self.known.items() if hello.partitions == self.partitions}
         self.hosts = {hello.partition: node for node, hello in ours.items()}
+
+    def _suffice(self, partitions: int) -> bool:
+        missing = len(self.missing(partitions))
+        return not missing or 0 < self.enough <= min(partitions, self.clients) - missing
 
     def _sizes(self) -> set[int]:
         return {hello.partitions for hello in self.known.values()}

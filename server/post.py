@@ -85,7 +85,8 @@ class FlowerPost:
         """
         seconds = experiment.deploy.start_s
         end = time.monotonic() + seconds
-        self.seconds, self.nodes.clients = PATIENCE * experiment.deploy.deadline_s, clients
+        self.seconds = PATIENCE * experiment.deploy.deadline_s
+        self.nodes.clients, self.nodes.enough = clients, experiment.deploy.start_nodes
         while not self.nodes.partitions:
             self._look()
             self._pull()

@@ -125,8 +125,9 @@ class RunFolder:
         for number, line in enumerate(path.read_bytes().splitlines(), 1):
             try:
                 found = json.loads(line)
-                lines.append({**found, "round": int(found["round"]), "loss": float(found["loss"])})
-            except (ValueError, TypeError, KeyError):
+                losses = {name: float(value) for name, value in found.items() if name.endswith("loss")}
+                lines.append({**found, "round": int(found["round"]), **losses})
+            except (ValueError, TypeError, KeyError, AttributeError):
                 raise CheckpointError(
                     f"{path}:{number}: damaged line; put the file back, or delete {self.path / 'checkpoint'} to start "
                     "this run from its first round"

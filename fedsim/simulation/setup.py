@@ -14,8 +14,8 @@ from fedsim.algorithms.artemis import Cohort
 from fedsim.algorithms.method import Method, check, check_feedback
 from fedsim.algorithms.steps import scheduled, step_size
 from fedsim.algorithms.theory import Steps
-from fedsim.data import Federation, split
-from fedsim.errors import ConfigError
+from fedsim.data import Federation, Own, deal, refuse_absent
+from fedsim.errors import ConfigError, DataError
 from fedsim.experiment import Experiment
 from fedsim.randomness import Purpose, Stream
 from fedsim.simulation.executors import Choice, choose
@@ -104,7 +104,7 @@ def prepare(experiment: Experiment) -> Setup:
     """
     torch.set_num_threads(experiment.run.threads)
     device, dtype = device_of(experiment.run.device), DTYPES[experiment.run.precision]
-    federation = split(experiment.data.load(experiment.seed), experiment.partition, experiment.seed).to(device, dtype)
+    federation = deal(experiment.data, experiment.partition, experiment.seed).to(device, dtype)
     shape = tuple(federation.features.shape[1:])
     task = _reduced(experiment, experiment.task.build(shape, federation.classes, dtype, device))
     participation, server = experiment.participation, experiment.server
@@ -122,11 +122,13 @@ def prepare(experiment: Experiment) -> Setup:
     @cache
     def smoothness() -> float:
         """L is the mean of the clients' L_i, as in the published Artemis code."""
+        _known(federation)
         constants = [task.smoothness(federation.shard(i), server.smoothness) for i in range(federation.clients)]
         return sum(constants) / len(constants)
 
     @cache
     def theory() -> Steps:
+        _known(federation)
         return theory_steps(experiment, federation, task)
 
     step = step_size("server.step", server.step, smoothness, lambda: theory().server)
@@ -136,7 +138,9 @@ def prepare(experiment: Experiment) -> Setup:
     local_step = step_size("local.step", local.step, smoothness, lambda: theory().local) if needs_local_step else step
     for name, channel in (("uplink", experiment.uplink), ("downlink", experiment.downlink)):
         check_feedback(name, channel.compressor, channel.feedback, step, task.dim)
-    sizes = federation.sizes.to(device=device, dtype=torch.float64)
+    data = experiment.data
+    sizes = torch.tensor(data.samples) if isinstance(data, Own) else federation.sizes
+    sizes = sizes.to(device=device, dtype=torch.float64)
     weights = sizes / sizes.sum() if server.weights == "pooled" else torch.full_like(sizes, 1.0 / len(sizes))
     plan = Plan(local, local_step, choice.chunk, order_named(local.order), experiment.rate, experiment.direction)
     return Setup(
@@ -152,6 +156,14 @@ def prepare(experiment: Experiment) -> Setup:
         workers=Workers(task, federation, plan, choice.workers) if choice.workers else None,
         whitened=whitened,
     )
+
+
+def _known(federation: Federation) -> None:
+    """Raise ConfigError where constants of all data are asked for and some of it is elsewhere."""
+    try:
+        refuse_absent(federation)
+    except DataError:
+        raise ConfigError("constants of all clients' data are not known here; give a number such as 0.1") from None
 
 
 def metric_of(setup: Setup, row: Tensor) -> Metric:
