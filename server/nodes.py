@@ -63,17 +63,26 @@ class Nodes:
         there = {hello.partition for hello in self.known.values() if hello.partitions == partitions}
         return [partition for partition in range(min(partitions, self.clients)) if partition not in there]
 
+    def absence(self, client: int) -> str:
+        """Why a client has no node."""
+        return self._gap([client % self.partitions], self.partitions)
+
     def complaint(self) -> str:
         """What is missing before a run can begin, in one line with the way out."""
-        reasons = "; ".join(f"node {node}: {why}" for node, why in self.troubles.items())
         if self.known:
             least = min(self._sizes(), key=lambda n: len(self.missing(n)))
-            gaps = ", ".join(map(str, self.missing(least)))
             start = f"start `flower-supernode` there with --node-config 'partition-id=... num-partitions={least}'"
-            return f"no node serves partition {gaps} of {least}{f' ({reasons})' if reasons else ''}; {start}"
-        if reasons:
-            return f"no node can serve: {reasons}"
+            return f"{self._gap(self.missing(least), least)}; {start}"
+        if self.troubles:
+            return f"no node can serve: {self._reasons()}"
         return "no node is connected; start `flower-supernode --node-config 'partition-id=0 num-partitions=1'`"
+
+    def _gap(self, vacant: list[int], partitions: int) -> str:
+        reasons = f" ({self._reasons()})" if self.troubles else ""
+        return f"no node serves partition {', '.join(map(str, vacant))} of {partitions}{reasons}"
+
+    def _reasons(self) -> str:
+        return "; ".join(f"node {node}: {why}" for node, why in self.troubles.items())
 
     def _settle(self) -> None:
         ours = {node: hello for node, hello in self.known.items() if hello.partitions == self.partitions}

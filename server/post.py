@@ -106,8 +106,7 @@ class FlowerPost:
         self._dispatch()
         for client in calls:
             if self.nodes.host(client) is None:
-                why = f"no node serves partition {client % self.nodes.partitions} of {self.nodes.partitions}"
-                self.troubles.setdefault(client, (why, time.monotonic() + GRACE))
+                self.troubles.setdefault(client, (self.nodes.absence(client), time.monotonic() + GRACE))
 
     def collect(self, seconds: float) -> list[Parcel]:
         """What arrived; waits at most so long for the first."""

@@ -13,18 +13,13 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import torch
 
-from fedsim.algorithms.artemis import Cohort
 from fedsim.experiment import Experiment
-from fedsim.simulation.engine import play
 from fedsim.simulation.folder import model_digest
-from fedsim.simulation.setup import Setup, prepare
-from fedsim.simulation.state import initial_state
+from tests.absences import simulated
 from tests.docker.engine import Engine, EngineError, Project, engine, obstacle, wheels
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(obstacle()), reason=obstacle())]
@@ -85,7 +80,7 @@ def trained(images: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def test_the_model_is_the_simulators(trained: tuple[Project, Experiment]) -> None:
     project, experiment = trained
     assert incidents(project) == []
-    assert digest(project) == simulated(experiment, set())
+    assert digest(project) == of_simulator(experiment, set())
 
 
 def test_containers_are_closed_in_fact(trained: tuple[Project, Experiment]) -> None:
@@ -221,7 +216,7 @@ def test_faults(images: Engine, tmp_path: Path) -> None:
         assert len(nodes) >= 4
         absent = {(int(one["round"]), int(one["client"])) for one in incidents(project) if one["what"] == "absent"}
         print(f"{time.monotonic() - began:.0f} s in all; absent {len(absent)} times")
-        assert digest(project) == simulated(experiment, absent)
+        assert digest(project) == of_simulator(experiment, absent)
     finally:
         project.close()
 
@@ -236,7 +231,7 @@ def test_plaintext_is_possible_and_loud(images: Engine, tmp_path: Path) -> None:
     try:
         project.compose("up", "-d", "--no-build", seconds=600.0)
         project.wait("run", 600.0)
-        assert digest(project) == simulated(experiment, set())
+        assert digest(project) == of_simulator(experiment, set())
         for service in ("superlink", "run", "client-0"):
             assert "WARNING: INSECURE" in project.compose("logs", "--no-color", service)
     finally:
@@ -276,18 +271,6 @@ def digest(project: Project) -> str:
     return str(json.loads(project.read("*/manifest.json"))["model_sha256"])
 
 
-def simulated(experiment: Experiment, absent: set[tuple[int, int]]) -> str:
+def of_simulator(experiment: Experiment, absent: set[tuple[int, int]]) -> str:
     """The digest of the simulator's model when these clients miss these rounds, counted as incidents.csv does."""
-
-    class Absences(Setup):
-        def cohort(self, round: int) -> Cohort:
-            all = super().cohort(round)
-            kept = torch.tensor([(round, i) not in absent for i in all.clients.tolist()], dtype=torch.bool)
-            return Cohort(all.clients[kept], all.weights[kept], all.probability)
-
-    setup = prepare(experiment)
-    absences = Absences(**{field.name: getattr(setup, field.name) for field in fields(setup)})
-    state = initial_state(setup)
-    for _ in range(experiment.rounds):
-        play(absences, state)
-    return model_digest(state.server.model)
+    return model_digest(simulated(experiment, lambda round, client: (round, client) in absent).server.model)
