@@ -12,6 +12,7 @@ outlives the process but not the node.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import MutableMapping, Sequence
 from importlib.metadata import version
@@ -31,6 +32,7 @@ FAILED = 2
 UNNUMBERED = -1
 """The partition of a node whose node config names none."""
 
+log = logging.getLogger("flwr")
 app = ClientApp()
 
 
@@ -40,7 +42,9 @@ def train(message: Message, context: Context) -> Message:
     try:
         answer = _play(context, records.call_of(message.content), message.metadata.ttl)
     except (FedsimError, ValueError) as error:
-        return Message(Error(FAILED, " ".join(str(error).split())), reply_to=message)
+        why = " ".join(str(error).split())
+        log.warning("fedsim: %s", why)
+        return Message(Error(FAILED, why), reply_to=message)
     return Message(records.of_answer(answer.replies, answer.troubles), reply_to=message)
 
 
@@ -52,6 +56,7 @@ def query(message: Message, context: Context) -> Message:
         _play(context, (), message.metadata.ttl)
     except FedsimError as error:
         trouble = str(error)
+        log.warning("fedsim: %s", trouble)
     numbers = (context.node_config.get(key, UNNUMBERED) for key in ("partition-id", "num-partitions"))
     partition, partitions = (number if type(number) is int else UNNUMBERED for number in numbers)
     return Message(records.of_hello(Hello(partition, partitions, version("fedsim"), trouble)), reply_to=message)

@@ -168,7 +168,7 @@ class Own(msgspec.Struct, frozen=True, tag_field="source", tag="own", forbid_unk
 
 def refuse_absent(federation: Federation) -> None:
     """Raise DataError when a client's data is elsewhere."""
-    if bool((federation.sizes == 0).any()):
+    if not federation.whole:
         client = int((federation.sizes == 0).nonzero()[0])
         raise DataError(
             f"client {client}'s data is not here, and this needs the data of all {federation.clients} clients; "

@@ -121,7 +121,7 @@ def advance(
             raise CheckpointError(
                 f"{folder.path}: the data is not what this run began with; restore the files that experiment.toml names"
             )
-        metrics = folder.metrics()
+        metrics = folder.metrics(has_loss=setup.federation.whole)
 
     def evaluate() -> Metrics:
         found = _evaluate(player, ledger)
@@ -191,8 +191,7 @@ def _evaluate(player: Player, ledger: Ledger) -> Metrics:
     setup, server = player.setup, player.server
     federation = setup.federation
     up, down = ledger.cost(Direction.UP), ledger.cost(Direction.DOWN)
-    whole = bool((federation.sizes > 0).all())
-    losses = {"loss": setup.task.loss(server.model, federation.all())} if whole else {}
+    losses = {"loss": setup.task.loss(server.model, federation.all())} if federation.whole else {}
     if not all(map(math.isfinite, losses.values())):
         raise DivergedError(
             f"round {server.round}: the loss is not finite with server.step = {setup.step:.4g}; use a smaller step"
@@ -208,6 +207,6 @@ def _evaluate(player: Player, ledger: Ledger) -> Metrics:
     }
     if federation.test is not None:
         found |= {f"test_{name}": value for name, value in setup.task.metrics(server.model, federation.test).items()}
-    if server.average is not None and server.round and whole:
+    if server.average is not None and server.round and federation.whole:
         found["average_loss"] = setup.task.loss(server.average, federation.all())
     return found

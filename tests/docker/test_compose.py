@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from fedsim.experiment import Experiment
 from fedsim.simulation.folder import model_digest
 from tests.absences import simulated
 from tests.docker.engine import Engine, EngineError, Project, engine, obstacle, wheels
+from tests.own_files import OWN, write_three
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(obstacle()), reason=obstacle())]
 
@@ -217,6 +219,37 @@ def test_faults(images: Engine, tmp_path: Path) -> None:
         absent = {(int(one["round"]), int(one["client"])) for one in incidents(project) if one["what"] == "absent"}
         print(f"{time.monotonic() - began:.0f} s in all; absent {len(absent)} times")
         assert digest(project) == of_simulator(experiment, absent)
+    finally:
+        project.close()
+
+
+def test_clients_bring_their_own_data(images: Engine, tmp_path: Path) -> None:
+    """A folder each, which nobody else mounts; the fourth comes while the run goes, and counts from then on."""
+    files, data = [Path(path) for path in write_three(tmp_path)], dict(OWN["data"])
+    files.append(Path(shutil.copy(files[0], tmp_path / "d.csv")))
+    given, paths = {"NODES": "4"}, []
+    for number, file in enumerate(files):
+        folder = tmp_path / f"of-{number}"
+        folder.mkdir()
+        paths.append(str(file.rename(folder / file.name)))
+        given |= {f"DATA_{number}": str(folder), f"OWN_{number}": file.name}
+    subprocess.run(["chmod", "-R", "a+rX", str(tmp_path)], check=True)
+    samples = [*data["samples"], data["samples"][0]]
+    tables = {**OWN, "rounds": 10, "deploy": {"start_nodes": 3}}
+    experiment = Experiment.of(**{**tables, "data": {**data, "samples": samples}})
+    project = federation(images, tmp_path, "fedsim-own", experiment)
+    project.environment.update(given)
+    try:
+        project.compose("up", "-d", "--no-build", seconds=600.0)
+        until(lambda: rounds(project) >= 2, 600.0, project)
+        project.compose("up", "-d", "--no-build", "client-3")
+        project.wait("run", 900.0)
+        absent = {(int(one["round"]), int(one["client"])) for one in incidents(project) if one["what"] == "absent"}
+        came = min(set(range(experiment.rounds)) - {round for round, client in absent if client == 3})
+        print(f"the fourth client took part from round {came} on")
+        assert {(0, 3), (1, 3)} <= absent
+        known = Experiment.of(**{**tables, "data": {**data, "samples": samples, "paths": paths}})
+        assert digest(project) == of_simulator(known, absent)
     finally:
         project.close()
 
