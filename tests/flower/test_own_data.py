@@ -20,7 +20,7 @@ import fedsim
 from client import own
 from client.app import app as client_app
 from fedsim.ends.host import read
-from fedsim.errors import ConfigError, DeployError
+from fedsim.errors import ConfigError, DeployError, StoppedError
 from fedsim.experiment import Experiment
 from server.inprocess import InProcessGrid
 from tests.absences import simulated
@@ -274,3 +274,20 @@ def test_a_client_app_replies_with_the_reason(tmp_path: Path) -> None:
         for reason in reasons
     )
     assert [(one["round"], one["client"]) for one in found if one["what"] == "absent"] == [("1", "1"), ("2", "1")]
+
+
+def test_a_server_that_was_stopped_goes_on_without_a_loss(tmp_path: Path) -> None:
+    paths = write_three(tmp_path)
+    given = blind()
+
+    def stop(grid: Eventful) -> None:
+        raise StoppedError("by the test")
+
+    grid = Eventful(client_app, config_of(given, tmp_path / "served"), 3, config=brought(paths), events={11: stop})
+    with pytest.raises(StoppedError):
+        play(grid, given, tmp_path / "served")
+    assert not (tmp_path / "served" / "model.safetensors").exists()
+    play(grid, given, tmp_path / "served")
+    fedsim.run(whole(paths), tmp_path / "simulated")
+    assert_same_files(tmp_path / "served", tmp_path / "simulated", "model.safetensors", "ledger.csv")
+    assert [line["round"] for line in metrics(tmp_path / "served")] == [0, 2, 4, 6]
