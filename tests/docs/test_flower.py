@@ -47,7 +47,8 @@ def test_the_section_on_own_data(tmp_path: Path) -> None:
     """A CSV, a LibSVM file and a folder of images, a client each: the simulator's model, by a server without any."""
     (experiment,), (script,) = (re.findall(rf"```{kind}\n(.*?)```", OWN, flags=re.DOTALL) for kind in ("toml", "sh"))
     assert script.count("fedsim run") == 2
-    (tmp_path / "own.toml").write_text(experiment)
+    # Nodes of a busy machine take their time to come.
+    (tmp_path / "own.toml").write_text("deploy.start_s = 600.0\n" + experiment)
     write_three(tmp_path)
     ports = free_ports(4)
     own_ports = "$(( i > 1 ? {} : i ? {} : {} ))".format(*ports[1:])
