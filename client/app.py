@@ -21,8 +21,9 @@ from typing import cast
 from flwr.app import ConfigRecord, Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client import own, records
+from client import records
 from client.records import Hello
+from fedsim.ends import own
 from fedsim.ends.answer import Answer
 from fedsim.errors import FedsimError
 

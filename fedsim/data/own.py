@@ -2,7 +2,7 @@
 
     data.samples   the clients, and how much each counts: what a client replies never changes its weight
     data.paths     where their data is on THIS machine, "" elsewhere: all of them in a simulation, none at a deployed
-                   server, at a node that of its own client, from its node config (``client.own``)
+                   server, at a node that of its own client, from its node config (``fedsim.ends.own``)
 
 Paths are no part of an experiment's identity: a run on all machines is the run on one. Nothing is estimated from data
 of which nobody holds the whole: the numbers of ``mean`` and ``scale`` are declared.

@@ -17,8 +17,8 @@ import pytest
 from flwr.app import Message
 
 import fedsim
-from client import own
 from client.app import app as client_app
+from fedsim.ends import own
 from fedsim.ends.host import read
 from fedsim.errors import ConfigError, DeployError, StoppedError
 from fedsim.experiment import Experiment
