@@ -3,6 +3,7 @@
     node config   partition-id, num-partitions   the node hosts every client that is the first, modulo the second
                   worker = "unix:/path"          a long-lived worker on this machine; this process never imports torch
                   allow-code = true              without a worker: call the Python functions that an experiment names
+                  data = "/path"                 what its client brings to experiments with data.source = "own"
     run config    experiment                     TOML text; empty: the default experiment
                   directory                      where an experiment's relative paths begin; empty: where this runs
 
@@ -13,6 +14,7 @@ the submitter's own processes, and may call what the experiment names.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import MutableMapping, Sequence
@@ -24,6 +26,7 @@ from flwr.clientapp import ClientApp
 
 from client import records
 from client.records import Hello
+from fedsim.ends import own
 from fedsim.ends.answer import Answer
 from fedsim.errors import FedsimError
 
@@ -33,6 +36,7 @@ FAILED = 2
 UNNUMBERED = -1
 """The partition of a node whose node config names none."""
 
+log = logging.getLogger("flwr")
 app = ClientApp()
 
 
@@ -42,7 +46,9 @@ def train(message: Message, context: Context) -> Message:
     try:
         answer = _play(context, records.call_of(message.content), message.metadata.ttl)
     except FedsimError as error:
-        return Message(Error(FAILED, " ".join(str(error).split())), reply_to=message)
+        why = " ".join(str(error).split())
+        log.warning("fedsim: %s", why)
+        return Message(Error(FAILED, why), reply_to=message)
     return Message(records.of_answer(answer.replies, answer.troubles), reply_to=message)
 
 
@@ -54,13 +60,14 @@ def query(message: Message, context: Context) -> Message:
         _play(context, (), message.metadata.ttl)
     except FedsimError as error:
         trouble = str(error)
+        log.warning("fedsim: %s", trouble)
     numbers = (context.node_config.get(key, UNNUMBERED) for key in ("partition-id", "num-partitions"))
     partition, partitions = (number if type(number) is int else UNNUMBERED for number in numbers)
     return Message(records.of_hello(Hello(partition, partitions, version("fedsim"), trouble)), reply_to=message)
 
 
 def _play(context: Context, frames: Sequence[bytes], seconds: float) -> Answer:
-    experiment = str(context.run_config.get("experiment", ""))
+    experiment = own.bound(str(context.run_config.get("experiment", "")), context.node_config)
     if worker := context.node_config.get("worker"):
         from fedsim.worker.relay import play
 

@@ -70,7 +70,7 @@ supernode)
         set -- --root-certificates "$authority" --auth-supernode-private-key /identity/node/node.key
     fi
     exec flower-supernode "$@" --superlink "$SUPERLINK" --node-config \
-        "partition-id=$((NODE % NODES)) num-partitions=$NODES worker='unix:$socket'" ;;
+        "partition-id=$((NODE % NODES)) num-partitions=$NODES worker='unix:$socket'${OWN:+ data='/data/$OWN'}" ;;
 supernode-healthy)
     healthy http://127.0.0.1:9094/health ;;
 *)

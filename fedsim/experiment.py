@@ -58,6 +58,7 @@ _DOTTED = re.compile(r"\.\s*[\w\"'-]")
 IMPLIED: dict[str, Table] = {
     "breast-cancer": {"task": {"kind": "logistic"}, "partition": {"clients": 10}, "participation": {"scheme": "full"}},
     "libsvm": {"task": {"kind": "logistic"}},
+    "own": {"partition": {"scheme": "natural"}, "participation": {"scheme": "full"}},
     "synthetic-linear": {
         "task": {"kind": "least-squares"},
         "partition": {"scheme": "natural"},
@@ -117,6 +118,7 @@ class DeployOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         deadline_s: seconds after which a round ends without those that are missing. While nobody at all has replied it
             waits on, 10 times as long; then the run stops, and can be resumed.
         start_s: seconds to wait, before the first round, until every client has a machine.
+        start_nodes: begin with so many machines, although clients of others are absent until those come; 0: with all.
         longest: the largest norm of a client's direction; 0: no such bound.
         median: its largest norm, as a multiple of the median of the round's replies.
     """
@@ -124,6 +126,7 @@ class DeployOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_replies: Annotated[int, msgspec.Meta(ge=0)] = 0
     deadline_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
     start_s: Annotated[float, msgspec.Meta(gt=0)] = 120.0
+    start_nodes: Annotated[int, msgspec.Meta(ge=0)] = 0
     longest: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     median: Annotated[float, msgspec.Meta(ge=1)] = 1e6
 
@@ -172,6 +175,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """8 bytes that name the experiment: a hash of its complete form. What only says how to run is left out."""
         table = self.table()
         del table["deploy"]
+        for where in ("paths", "test"):  # of ``Own``: where data lies, on each machine elsewhere
+            table["data"].pop(where, None)
         for how in ("checkpoint_every", "evaluate_every", "workers", "rows", "wire", "baseline"):
             del table["run"][how]
         for part, names in LATER.items():  # as runs were named before there was a choice

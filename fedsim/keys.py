@@ -139,6 +139,8 @@ def unknown_value(message: str, table: Mapping[str, Any], kind: type[msgspec.Str
 
 def _inner(type_: Type, name: str, value: Any) -> Type:
     """The type of what ``value`` holds under a name or an index."""
+    if isinstance(type_, Metadata):
+        return _inner(type_.type, name, value)
     if isinstance(type_, VarTupleType):
         return type_.item_type
     structs = _structs(type_)
@@ -163,8 +165,8 @@ def _expected(type_: Type) -> str:
             return "true or false"
         case StrType():
             return "text"
-        case VarTupleType(item_type=item):
-            return f"a list, each item {_expected(item)}"
+        case VarTupleType(item_type=item, min_length=least):
+            return f"a list{f' of at least {least}' if least else ''}, each item {_expected(item)}"
         case _:
             return "another kind of value"
 

@@ -33,4 +33,6 @@ def main(grid: Grid, context: Context) -> None:
     folder = Path(config["folder"] or f"runs/{experiment.algorithm}-{context.run_id}").absolute()
     log.info("fedsim: run folder %s", folder)
     result = serve(experiment, folder, FlowerPost(grid), engine=config["engine"] or "flower")
-    log.info("fedsim: loss %.6g after %d rounds, model %s", result.loss, result.metrics[-1]["round"], result.digest)
+    last = result.metrics[-1]
+    loss = "".join(f"{name} {last[name]:.6g} " for name in ("loss", "test_loss") if name in last)
+    log.info("fedsim: %safter %d rounds, model %s", loss, last["round"], result.digest)

@@ -16,13 +16,14 @@ from client.records import Hello
 class Nodes:
     """Those that have been seen.
 
-    version: of fedsim, which all must run; clients: of the run. known: nodes that can serve, in the order in which they
-    came. troubles: of others, why they cannot. partitions: into how many the clients are divided; 0 until there is a
-    node for each. hosts: partition -> its node.
+    version: of fedsim, which all must run; clients: of the run; enough: nodes with which it may begin, 0: all. known:
+    those that can serve, in the order in which they came. troubles: of others, why they cannot. partitions: into how
+    many the clients are divided; 0 until there are nodes to begin with. hosts: partition -> its node.
     """
 
     version: str
     clients: int = 1
+    enough: int = 0
     known: dict[int, Hello] = field(default_factory=dict)
     troubles: dict[int, str] = field(default_factory=dict)
     partitions: int = 0
@@ -37,7 +38,7 @@ class Nodes:
         self.troubles.pop(node, None)
         self.known[node] = hello
         if not self.partitions:
-            self.partitions = max((n for n in self._sizes() if not self.missing(n)), default=0)
+            self.partitions = max((n for n in self._sizes() if self._suffice(n)), default=0)
         self._settle()
         return True
 
@@ -62,21 +63,34 @@ class Nodes:
         there = {hello.partition for hello in self.known.values() if hello.partitions == partitions}
         return [partition for partition in range(min(partitions, self.clients)) if partition not in there]
 
+    def absence(self, client: int) -> str:
+        """Why a client has no node."""
+        return self._gap([client % self.partitions], self.partitions)
+
     def complaint(self) -> str:
         """What is missing before a run can begin, in one line with the way out."""
-        reasons = "; ".join(f"node {node}: {why}" for node, why in self.troubles.items())
         if self.known:
             least = min(self._sizes(), key=lambda n: len(self.missing(n)))
-            gaps = ", ".join(map(str, self.missing(least)))
             start = f"start `flower-supernode` there with --node-config 'partition-id=... num-partitions={least}'"
-            return f"no node serves partition {gaps} of {least}{f' ({reasons})' if reasons else ''}; {start}"
-        if reasons:
-            return f"no node can serve: {reasons}"
+            return f"{self._gap(self.missing(least), least)}; {start}"
+        if self.troubles:
+            return f"no node can serve: {self._reasons()}"
         return "no node is connected; start `flower-supernode --node-config 'partition-id=0 num-partitions=1'`"
+
+    def _gap(self, vacant: list[int], partitions: int) -> str:
+        reasons = f" ({self._reasons()})" if self.troubles else ""
+        return f"no node serves partition {', '.join(map(str, vacant))} of {partitions}{reasons}"
+
+    def _reasons(self) -> str:
+        return "; ".join(f"node {node}: {why}" for node, why in self.troubles.items())
 
     def _settle(self) -> None:
         ours = {node: hello for node, hello in self.known.items() if hello.partitions == self.partitions}
         self.hosts = {hello.partition: node for node, hello in ours.items()}
+
+    def _suffice(self, partitions: int) -> bool:
+        missing = len(self.missing(partitions))
+        return not missing or 0 < self.enough <= min(partitions, self.clients) - missing
 
     def _sizes(self) -> set[int]:
         return {hello.partitions for hello in self.known.values()}

@@ -85,7 +85,8 @@ class FlowerPost:
         """
         seconds = experiment.deploy.start_s
         end = time.monotonic() + seconds
-        self.seconds, self.nodes.clients = PATIENCE * experiment.deploy.deadline_s, clients
+        self.seconds = PATIENCE * experiment.deploy.deadline_s
+        self.nodes.clients, self.nodes.enough = clients, experiment.deploy.start_nodes
         while not self.nodes.partitions:
             self._look()
             self._pull()
@@ -105,8 +106,7 @@ class FlowerPost:
         self._dispatch()
         for client in calls:
             if self.nodes.host(client) is None:
-                why = f"no node serves partition {client % self.nodes.partitions} of {self.nodes.partitions}"
-                self.troubles.setdefault(client, (why, time.monotonic() + GRACE))
+                self.troubles.setdefault(client, (self.nodes.absence(client), time.monotonic() + GRACE))
 
     def collect(self, seconds: float) -> list[Parcel]:
         """What arrived; waits at most so long for the first."""

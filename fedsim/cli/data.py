@@ -10,11 +10,11 @@ def data(experiment: ExperimentFile = None, assignments: Assignments = None) -> 
     from rich.console import Console
     from rich.table import Table
 
-    from fedsim.data import describe, split
+    from fedsim.data import deal, describe
     from fedsim.experiment import load
 
     parsed = load(experiment, assignments or ())
-    federation = split(parsed.data.load(parsed.seed), parsed.partition, parsed.seed)
+    federation = deal(parsed.data, parsed.partition, parsed.seed)
     sizes, classes = federation.sizes, federation.classes
     print(f"{federation.name}: {len(federation.targets)} samples of shape {tuple(federation.features.shape[1:])}")
     print(f"{federation.clients} clients, {int(sizes.min())} to {int(sizes.max())} samples each")

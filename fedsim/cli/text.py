@@ -39,13 +39,16 @@ def headline(setup: Setup) -> str:
 
 
 def measures(metrics: Mapping[str, Any], brief: bool = False) -> str:
-    """Loss and, where there is one, accuracy of an evaluation.
+    """Loss (training, or test where the training data is elsewhere) and, where there is one, accuracy of an evaluation.
 
     >>> measures({"loss": 0.21, "test_accuracy": 0.941}), measures({"loss": 0.21, "test_accuracy": 0.941}, brief=True)
     ('loss 0.2100  accuracy 94.1 %', 'loss 0.2100  94.1 %')
     """
-    loss = metrics["loss"]
-    text = f"loss {loss:.4f}" if loss < 1e6 else f"loss {loss:.4g}"
+    name = "loss" if "loss" in metrics else "test loss"
+    loss = metrics.get(name.replace(" ", "_"))
+    if loss is None:
+        return "no loss (the data is elsewhere)"
+    text = f"{name} {loss:.4f}" if loss < 1e6 else f"{name} {loss:.4g}"
     if "test_accuracy" in metrics:
         text += f"  {'' if brief else 'accuracy '}{100 * metrics['test_accuracy']:.1f} %"
     return text

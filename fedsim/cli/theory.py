@@ -8,12 +8,14 @@ from fedsim.cli.options import Assignments, ExperimentFile
 def theory(experiment: ExperimentFile = None, assignments: Assignments = None) -> None:
     """Say which theorem covers an experiment, the steps it admits and what it promises; or why none does."""
     from fedsim.algorithms.theory import admissible, uncovered
+    from fedsim.data import refuse_absent
     from fedsim.experiment import load
     from fedsim.simulation.setup import prepare
     from fedsim.simulation.theory import noise, problem, promised, setting
 
     setup = prepare(load(experiment, assignments or ()))
     parsed, federation, task = setup.experiment, setup.federation, setup.task
+    refuse_absent(federation)
     constants = problem(parsed, federation, task)
     found = noise(parsed, federation, task)
     for name, value in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedsim.data.examples import Dataset, Examples, Federation, Holding, describe, federate, label_counts
+from fedsim.data.own import Own, refuse_absent
 from fedsim.data.partition import (
     Clusters,
     Dirichlet,
@@ -14,7 +15,16 @@ from fedsim.data.partition import (
     refuse_single_class,
     split,
 )
-from fedsim.data.sources import BreastCancer, Digits, FashionMNIST, LibSVM, Source, SyntheticLinear, SyntheticLogistic
+from fedsim.data.sources import (
+    BreastCancer,
+    Digits,
+    FashionMNIST,
+    LibSVM,
+    Source,
+    SyntheticLinear,
+    SyntheticLogistic,
+    deal,
+)
 
 __all__ = [
     "BreastCancer",
@@ -29,15 +39,18 @@ __all__ = [
     "Iid",
     "LibSVM",
     "Natural",
+    "Own",
     "Quantity",
     "Scheme",
     "Shards",
     "Source",
     "SyntheticLinear",
     "SyntheticLogistic",
+    "deal",
     "describe",
     "federate",
     "label_counts",
+    "refuse_absent",
     "refuse_single_class",
     "split",
 ]

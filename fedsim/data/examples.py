@@ -66,6 +66,11 @@ class Federation:
         return self.offsets.shape[0] - 1
 
     @property
+    def whole(self) -> bool:
+        """Whether every client's rows are here, and not on a machine of its own."""
+        return bool((self.sizes > 0).all())
+
+    @property
     def sizes(self) -> Tensor:
         """Number of rows of each client, int64[N]."""
         return self.offsets.diff()

@@ -48,7 +48,7 @@ def check(dataset: Dataset) -> None:
     """
     for part, examples in (("training", dataset.train), ("test", dataset.test)):
         if examples is not None:
-            _check_rows(examples, f"{dataset.name}: {part}")
+            check_rows(examples, f"{dataset.name}: {part}")
     train = dataset.train
     if train.classes is not None and int(train.targets.min()) == int(train.targets.max()):
         raise DataError(
@@ -57,7 +57,8 @@ def check(dataset: Dataset) -> None:
         )
 
 
-def _check_rows(examples: Examples, where: str) -> None:
+def check_rows(examples: Examples, where: str) -> None:
+    """Raise DataError, headed by ``where``, unless there are rows, finite, of known classes."""
     if len(examples) == 0:
         raise DataError(f"{where} set has no rows, expected at least one; use another file or limit")
     if examples.targets.shape != (len(examples),):

@@ -8,13 +8,26 @@ import msgspec
 import numpy as np
 import torch
 
-from fedsim.data.examples import Dataset, Examples
+from fedsim.data.examples import Dataset, Examples, Federation
 from fedsim.data.fashion import FashionMNIST
 from fedsim.data.libsvm import LibSVM
+from fedsim.data.own import Own
+from fedsim.data.partition import Natural, Scheme, refuse_single_class, split
 from fedsim.data.prepare import prepare
 from fedsim.data.synthetic import SyntheticLinear, SyntheticLogistic
+from fedsim.errors import ConfigError
 
-__all__ = ["BreastCancer", "Digits", "FashionMNIST", "LibSVM", "Source", "SyntheticLinear", "SyntheticLogistic"]
+__all__ = [
+    "BreastCancer",
+    "Digits",
+    "FashionMNIST",
+    "LibSVM",
+    "Own",
+    "Source",
+    "SyntheticLinear",
+    "SyntheticLogistic",
+    "deal",
+]
 
 Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
@@ -75,5 +88,21 @@ class BreastCancer(msgspec.Struct, frozen=True, tag_field="source", tag="breast-
         )
 
 
-Source = Digits | BreastCancer | LibSVM | FashionMNIST | SyntheticLinear | SyntheticLogistic
-"""Any source: the options are the source. ``load(seed)`` gives a Dataset of float64 features (images: float32)."""
+Source = Digits | BreastCancer | LibSVM | FashionMNIST | SyntheticLinear | SyntheticLogistic | Own
+"""Any source: the options are the source. All but Own have ``load(seed)``: a Dataset of float64 features (images:
+float32)."""
+
+
+def deal(source: Source, scheme: Scheme, seed: int) -> Federation:
+    """Who holds what: ``split``, or the clients' own data. Raises ConfigError, DataError."""
+    if not isinstance(source, Own):
+        return split(source.load(seed), scheme, seed)
+    if not isinstance(scheme, Natural):
+        tag = scheme.__struct_config__.tag
+        raise ConfigError(
+            f"partition.scheme = {tag!r}, but clients bring their own data; set partition.scheme = 'natural'"
+        )
+    federation = source.federation()
+    if scheme.single_class == "refuse":
+        refuse_single_class(federation)
+    return federation

@@ -56,8 +56,8 @@ class SparseText:
         """The largest index in the file, counted from 1; 0 when no line has a feature."""
         return int(self.columns.max()) + 1 if self.columns.size else 0
 
-    def dense(self, width: int, rows: int) -> NDArray[np.float64]:
-        """The first ``rows`` rows, float64[rows, width].
+    def dense(self, width: int, rows: int, key: str = "features") -> NDArray[np.float64]:
+        """The first ``rows`` rows, float64[rows, width]. key: which says the width, for errors.
 
         Raises DataError, naming the line of the largest index, when it is beyond ``width`` or makes the rows too wide.
         """
@@ -66,13 +66,13 @@ class SparseText:
         if self.width > width:
             raise DataError(
                 f"{self.path}:{self._line_of_largest_index()}: index {self.width}, expected 1 to {width}, the number "
-                f"of features; set features = {self.width} or mend the line"
+                f"of features; set {key} = {self.width} or mend the line"
             )
         if (size := rows * width * 8) > MAX_DENSE:
             where = f"; the largest index is on line {self._line_of_largest_index()}" if self.columns.size else ""
             raise DataError(
                 f"{self.path}: {rows} rows of {width} features take {size / 1e9:.1f} GB in memory, expected at most "
-                f"{MAX_DENSE / 1e9:.1f} GB; lower limit or features{where}"
+                f"{MAX_DENSE / 1e9:.1f} GB; lower limit or {key}{where}"
             )
         stop = int(self.starts[rows])
         parts = (self.values[:stop], self.columns[:stop], self.starts[: rows + 1])

@@ -19,7 +19,7 @@ from fedsim.algorithms.downlink import apply
 from fedsim.compression import Compressor, Identity, Layout
 from fedsim.ends.part import check, part_of, whole
 from fedsim.ends.store import NEVER, Held, Keep, Standing
-from fedsim.errors import CheckpointError, WireError
+from fedsim.errors import CheckpointError, DataError, WireError
 from fedsim.randomness import Purpose
 from fedsim.simulation.setup import Setup
 from fedsim.solvers import solve
@@ -34,12 +34,13 @@ class ClientEnd:
     def __init__(self, setup: Setup, number: int, store: Keep | None = None) -> None:
         """setup: of the whole experiment; number: of the client; store: of what it must still know when it comes back.
 
-        A damaged store counts as an empty one. Raises ConfigError for what cannot be deployed.
+        A damaged store counts as an empty one. Raises ConfigError for what cannot be deployed, DataError where the
+        client's data is not here, or not what the store speaks of.
         """
         check(setup.experiment)
         self.number = number
         self.setup = part_of(setup, number)
-        self.store = store
+        self.store, self.data = store, self.setup.federation.digest()
         self.parted, self.round, self.damage = False, NEVER, ""
         self.model, self.seen = setup.weights.new_empty(0), NEVER
         self.sender = Sender(End(), self._afresh(None))
@@ -50,6 +51,8 @@ class ClientEnd:
         except CheckpointError as error:
             standing, self.damage = None, str(error)
         if standing is not None:
+            if standing.data != self.data:
+                raise DataError(f"client {number}'s data is not what it began this run with; put it back, or run anew")
             self.model, self.seen, self.sender = standing.model, standing.seen, standing.sender
 
     def _check(self, standing: Standing) -> None:
@@ -106,7 +109,7 @@ class ClientEnd:
         base, t = self.sender, self.seen
         if self.parted:
             if self.store is not None and self.seen != NEVER:
-                self.store.save(Standing(self.model, self.seen, base))  # the memory follows alone
+                self.store.save(Standing(self.model, self.seen, base, self.data))  # the memory follows alone
             return [self._frame(Kind.REFRESH, base.end, b"")]
         setup, ids, noise = self.setup, torch.tensor([self.number]), self.setup.stream(Purpose.UPLINK, t)
         solution = solve(
@@ -130,7 +133,7 @@ class ClientEnd:
         # Both messages are one step of the link: the server absorbs both or none.
         self.sender = replace(base, pending=(end.after(message), Held(rows, solution.memories[0])))
         if self.store is not None:
-            self.store.save(Standing(self.model, self.seen, self.sender))
+            self.store.save(Standing(self.model, self.seen, self.sender, self.data))
         return frames
 
     def _replay(self, frame: Frame) -> None:

@@ -9,7 +9,7 @@ import torch
 from fedsim.algorithms.whitening import Off
 from fedsim.compression import ValuesLayout
 from fedsim.data import Federation
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, DataError
 from fedsim.experiment import Experiment
 from fedsim.simulation.setup import Setup
 from fedsim.simulation.state import State, initial_state
@@ -36,8 +36,13 @@ def check(experiment: Experiment) -> None:
 
 
 def part_of(setup: Setup, client: int) -> Setup:
-    """What a client needs: its own samples, solved by themselves, which is the sequential reference."""
+    """What a client needs: its own samples, solved by themselves, which is the sequential reference.
+
+    Raises DataError when they are elsewhere.
+    """
     own = own_samples(setup.federation, client)
+    if not len(own.targets):
+        raise DataError(f"client {client}'s data is not here; start its node with data='/path/of/it' in --node-config")
     return replace(setup, federation=own, plan=replace(setup.plan, chunk=1), workers=None, kept=[])
 
 

@@ -45,11 +45,15 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a client stands. model: float[d], of round ``seen`` (NEVER: none yet). sender: its end of the link."""
+    """Where a client stands.
+
+    model: float[d], of round ``seen`` (NEVER: none yet). sender: its end of the link. data: a digest of its samples.
+    """
 
     model: Tensor
     seen: int
     sender: Sender[Held]
+    data: str
 
 
 class Keep(Protocol):
@@ -128,21 +132,24 @@ def _plain(dtype: str) -> np.dtype[Any]:
 
 def _pack(standing: Standing) -> Checkpoint:
     sender = standing.sender
-    tensors, notes = {"model": standing.model}, {}
+    tensors, notes = {"model": standing.model}, dict[str, Any]()
     sides = {"held": (sender.end, sender.state)} | ({} if sender.pending is None else {"pending": sender.pending})
     for side, (end, held) in sides.items():
         notes[side] = {"epoch": end.epoch, "digest": end.digest.hex(), "steps": held.solver.steps}
         tensors |= {f"{side}.{name}": tensor for name, tensor in _named(held)}
+    notes["data"] = standing.data
     # Copies: one tensor may be in both states, and the file format knows no aliases.
     copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     return Checkpoint(standing.seen, copies, notes)
 
 
 def _unpack(kept: Checkpoint, device: torch.device) -> Standing:
-    rows = ("model", *(f"{side}.{row}" for side in kept.notes for row in ("memory", "error")))
+    noted = {side: notes for side, notes in kept.notes.items() if side != "data"}
+    rows = ("model", *(f"{side}.{row}" for side in noted for row in ("memory", "error")))
     tensors = {name: tensor.to(device) if name in rows else tensor for name, tensor in kept.tensors.items()}
-    sides = {side: _side(side, tensors, notes) for side, notes in kept.notes.items()}
-    return Standing(tensors["model"], kept.round, Sender(*sides["held"], sides.get("pending")))
+    sides = {side: _side(side, tensors, notes) for side, notes in noted.items()}
+    sender = Sender(*sides["held"], sides.get("pending"))
+    return Standing(tensors["model"], kept.round, sender, str(kept.notes["data"]))
 
 
 def _named(held: Held) -> Iterator[tuple[str, Tensor]]:

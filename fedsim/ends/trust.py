@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedsim.data import Clusters, FashionMNIST, LibSVM
+from fedsim.data import Clusters, FashionMNIST, LibSVM, Own
 from fedsim.data.files import expanded
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
@@ -43,5 +43,9 @@ def _paths(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield "data.path", source.path
     if isinstance(source, LibSVM) and source.test_path:
         yield "data.test_path", source.test_path
+    if isinstance(source, Own):
+        yield from (("data.paths", path) for path in source.paths if path)
+        if source.test:
+            yield "data.test", source.test
     if isinstance(scheme, Clusters) and scheme.file:
         yield "partition.file", scheme.file

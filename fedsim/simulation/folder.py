@@ -135,13 +135,17 @@ class RunFolder:
         self.turn = found[1] + 1 if found else 0
         return found[0] if found else None
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl. Raises CheckpointError naming a damaged one."""
+    def metrics(self, has_loss: bool = True) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl. Raises CheckpointError naming a damaged one.
+
+        has_loss: whether each must have the training loss.
+        """
         path, lines = self.path / "metrics.jsonl", []
         for number, line in enumerate(read_whole(path).splitlines(), 1):
             try:
                 found = parse_json(line)
-                lines.append({**found, "round": int(found["round"]), "loss": float(found["loss"])})
+                losses = {"loss": float(found["loss"])} if has_loss else {}
+                lines.append({**found, "round": int(found["round"]), **losses})
             except (ValueError, TypeError, KeyError, OverflowError):
                 raise CheckpointError(
                     f"{path}:{number}: damaged line; put the file back, or delete {self.path / 'checkpoint'} to start "

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from fedsim.data import refuse_absent
 from fedsim.errors import CheckpointError, DivergedError, StoppedError
 from fedsim.experiment import Experiment
 from fedsim.ledger import Cost, Direction, Entry, Ledger
@@ -47,8 +48,8 @@ class Result:
     """What a run returns.
 
     model: float[d]; average: the Polyak-Ruppert mean float[d] or None; metrics: one dictionary an evaluation (round,
-    loss, accuracy where there is one, up_bytes, down_bytes, gradients (of samples, by all clients), ...); ledger:
-    totals by direction and kind.
+    loss unless the data is elsewhere, accuracy where there is one, up_bytes, down_bytes, gradients (of samples, by all
+    clients), ...); ledger: totals by direction and kind.
     """
 
     experiment: Experiment
@@ -59,8 +60,8 @@ class Result:
 
     @property
     def loss(self) -> float:
-        """Training loss of the final model."""
-        return float(self.metrics[-1]["loss"])
+        """Training loss of the final model; NaN where the data is the clients' own (``fedsim.data.own``)."""
+        return float(self.metrics[-1].get("loss", math.nan))
 
     @property
     def digest(self) -> str:
@@ -85,6 +86,7 @@ def run(
     Raises ConfigError, DataError, DivergedError, CheckpointError.
     """
     with closing(prepare(experiment)) as setup:
+        refuse_absent(setup.federation)
         if folder is None:
             return advance(Simulation(setup), None, observer, target)
         place = RunFolder.create(Path(folder), experiment, setup.choice)
@@ -96,6 +98,7 @@ def resume(folder: Path | str, observer: Observer | None = None, target: float |
     """Continue a run from its newest checkpoint; the result is that of the uninterrupted run, bit for bit."""
     place = RunFolder(Path(folder))
     with closing(prepare(place.experiment())) as setup, place.alone():
+        refuse_absent(setup.federation)
         return advance(Simulation(setup), place, observer, target)
 
 
@@ -118,13 +121,14 @@ def advance(
             raise CheckpointError(
                 f"{folder.path}: the data is not what this run began with; restore the files that experiment.toml names"
             )
-        metrics = folder.metrics()
+        metrics = folder.metrics(has_loss=setup.federation.whole)
 
     def evaluate() -> Metrics:
         found = _evaluate(player, ledger)
-        if metrics and found["loss"] > DIVERGED * max(1.0, metrics[0]["loss"]):
+        first, loss = _level(metrics[0] if metrics else found), _level(found)
+        if loss > DIVERGED * max(1.0, first):
             raise DivergedError(
-                f"round {player.server.round}: the loss has grown from {metrics[0]['loss']:.4g} to {found['loss']:.4g} "
+                f"round {player.server.round}: the loss has grown from {first:.4g} to {loss:.4g} "
                 f"with server.step = {setup.step:.4g}; use a smaller step"
             )
         metrics.append(found)
@@ -177,19 +181,24 @@ def advance(
     return result
 
 
+def _level(metrics: Metrics) -> float:
+    """What must not grow: the training loss, or the test loss where the training data is elsewhere."""
+    return float(metrics["loss"] if "loss" in metrics else metrics.get("test_loss", 0.0))
+
+
 def _evaluate(player: Player, ledger: Ledger) -> Metrics:
     """The line of metrics.jsonl for the current model: costs so far, training loss, test metrics."""
     setup, server = player.setup, player.server
     federation = setup.federation
     up, down = ledger.cost(Direction.UP), ledger.cost(Direction.DOWN)
-    loss = setup.task.loss(server.model, federation.all())
-    if not math.isfinite(loss):
+    losses = {"loss": setup.task.loss(server.model, federation.all())} if federation.whole else {}
+    if not all(map(math.isfinite, losses.values())):
         raise DivergedError(
             f"round {server.round}: the loss is not finite with server.step = {setup.step:.4g}; use a smaller step"
         )
     found: Metrics = {
         "round": server.round,
-        "loss": loss,
+        **losses,
         "up_bytes": up.frame_bytes,
         "down_bytes": down.frame_bytes,
         "payload_bits": up.payload_bits + down.payload_bits,
@@ -198,6 +207,6 @@ def _evaluate(player: Player, ledger: Ledger) -> Metrics:
     }
     if federation.test is not None:
         found |= {f"test_{name}": value for name, value in setup.task.metrics(server.model, federation.test).items()}
-    if server.average is not None and server.round:
+    if server.average is not None and server.round and federation.whole:
         found["average_loss"] = setup.task.loss(server.average, federation.all())
     return found

@@ -14,7 +14,7 @@ from fedsim.algorithms.artemis import Cohort
 from fedsim.algorithms.method import Method, check, check_channels
 from fedsim.algorithms.steps import scheduled, step_size
 from fedsim.algorithms.theory import Steps
-from fedsim.data import Federation, split
+from fedsim.data import Federation, Own, deal
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.randomness import Purpose, Stream, only
@@ -113,7 +113,7 @@ def prepare(experiment: Experiment) -> Setup:
     """
     torch.set_num_threads(experiment.run.threads)
     device, dtype = device_of(experiment.run.device), DTYPES[experiment.run.precision]
-    federation = split(experiment.data.load(experiment.seed), experiment.partition, experiment.seed).to(device, dtype)
+    federation = deal(experiment.data, experiment.partition, experiment.seed).to(device, dtype)
     shape = tuple(federation.features.shape[1:])
     task = _reduced(experiment, experiment.task.build(shape, federation.classes, dtype, device))
     participation, server = experiment.participation, experiment.server
@@ -137,11 +137,13 @@ def prepare(experiment: Experiment) -> Setup:
     @cache
     def smoothness() -> float:
         """L is the mean of the clients' L_i, as in the published Artemis code."""
+        _known(federation)
         constants = [task.smoothness(federation.shard(i), server.smoothness) for i in range(federation.clients)]
         return sum(constants) / len(constants)
 
     @cache
     def theory() -> Steps:
+        _known(federation)
         return theory_steps(experiment, federation, task)
 
     step = step_size("server.step", server.step, smoothness, lambda: theory().server)
@@ -151,7 +153,9 @@ def prepare(experiment: Experiment) -> Setup:
     local_step = step_size("local.step", local.step, smoothness, lambda: theory().local) if needs_local_step else step
     method = Method(experiment.uplink, experiment.downlink, server, task.dim)
     check_channels(method, step, participation.probability(federation.clients))
-    sizes = federation.sizes.to(device=device, dtype=torch.float64)
+    data = experiment.data
+    sizes = torch.tensor(data.samples) if isinstance(data, Own) else federation.sizes
+    sizes = sizes.to(device=device, dtype=torch.float64)
     weights = sizes / sizes.sum() if server.weights == "pooled" else torch.full_like(sizes, 1.0 / len(sizes))
     plan = Plan(local, local_step, choice.chunk, order_named(local.order), experiment.rate, experiment.direction)
     return Setup(
@@ -167,6 +171,12 @@ def prepare(experiment: Experiment) -> Setup:
         workers=Workers(task, federation, plan, choice.workers) if choice.workers else None,
         whitened=whitened,
     )
+
+
+def _known(federation: Federation) -> None:
+    """Raise ConfigError where constants of all data are asked for and some of it is elsewhere."""
+    if not federation.whole:
+        raise ConfigError("constants of all clients' data are not known here; give a number such as 0.1")
 
 
 def metric_of(setup: Setup, row: Tensor) -> Metric:

@@ -71,6 +71,7 @@ def named(keys: str, key: str) -> str:
 
 GOOD = "data.source=libsvm data.path=good.txt partition.clients=2 participation.k=2"
 CLUSTERS = f"{GOOD} partition.scheme=clusters"
+OWN = "data.source=own data.shape=[2] data.classes=2 data.samples=[20,20]"
 LIBSVM = "data.source=libsvm data.path="
 BERNOULLI = "participation.scheme=bernoulli"
 MEMORY = "needs memories, but uplink.memory = false; set it to true or drop"
@@ -104,6 +105,8 @@ ASSIGNMENTS = {
     # a missing key
     BERNOULLI: "participation.p is missing; [participation] with scheme = 'bernoulli' needs it (the probability that ",
     "data.source=libsvm": "data.path is missing; [data] with source = 'libsvm' needs it (the training file, ",
+    "data.source=own data.shape=[2] data.classes=2": "data.samples is missing; [data] with source = 'own' needs it (of "
+    "each client)",
     # a wrong type
     "data=3": "data = 3: expected a table [data], for example --set data.source=value",
     "local=[]": "local = []: expected a table [local], for example --set local.steps=value",
@@ -179,6 +182,14 @@ ASSIGNMENTS = {
     f"{CLUSTERS} partition.clients=2 partition.file=own.clusters partition.single_class=refuse": "good.txt: client 0 "
     'has only class 1 (10 rows) and single_class = "refuse"; use fewer clients or a more even scheme, or set '
     'single_class = "allow"',
+    # clients' own data
+    "data.source=own data.classes=2 data.samples=[20] data.shape=[0]": "data.shape[0] = 0: expected a whole number ",
+    "data.source=own data.classes=2 data.samples=[20] data.shape=[]": "data.shape = []: expected a list of at least 1",
+    f"{OWN} data.paths=['good.txt','good.txt']": "good.txt:2: label '-1.0', expected one of 0 to 1; mend it or ",
+    f"{OWN} data.names=['-1','1'] data.paths=['good.txt',''] server.step=1": "client 1's data is not here, and this ",
+    f"{OWN} data.names=['-1','1'] data.paths=['good.txt','absent.csv']": "absent.csv: no such file; give the path ",
+    f"{OWN} partition.scheme=iid partition.clients=2": "partition.scheme = 'iid', but clients bring their own data; ",
+    f"{OWN}": "server.step = '1/L': constants of all clients' data are not known here; give a number such as 0.1",
     # the assignment itself
     "rounds": "--set rounds: expected table.key=value, for example --set uplink.levels=4",
     "=3": "--set =3: expected table.key=value, for example --set uplink.levels=4",
@@ -285,6 +296,10 @@ STRANGE = [
 """What may stand behind a key by mistake."""
 
 BASE: dict[str, list[str]] = {
+    "data.source=own": [
+        *("data.shape=[2]", "data.classes=2", "data.samples=[20,20]", "data.names=['-1','1']"),
+        "data.paths=['good.txt','good.txt']",
+    ],
     "data.source=libsvm": ["data.path=good.txt", "partition.clients=2", "participation.k=1"],
     "participation.scheme=bernoulli": ["participation.p=0.5"],
     "participation.scheme=k-of-n": ["participation.k=2"],

@@ -10,22 +10,19 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import torch
 
-from fedsim.algorithms.artemis import Cohort
 from fedsim.experiment import Experiment
-from fedsim.simulation.engine import play
 from fedsim.simulation.folder import model_digest
-from fedsim.simulation.setup import Setup, prepare
-from fedsim.simulation.state import initial_state
+from tests.absences import simulated
 from tests.docker.engine import Engine, EngineError, Project, engine, obstacle, wheels
+from tests.own_files import OWN, write_three
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(obstacle()), reason=obstacle())]
 
@@ -85,7 +82,7 @@ def trained(images: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def test_the_model_is_the_simulators(trained: tuple[Project, Experiment]) -> None:
     project, experiment = trained
     assert incidents(project) == []
-    assert digest(project) == simulated(experiment, set())
+    assert digest(project) == of_simulator(experiment, set())
 
 
 def test_containers_are_closed_in_fact(trained: tuple[Project, Experiment]) -> None:
@@ -221,7 +218,38 @@ def test_faults(images: Engine, tmp_path: Path) -> None:
         assert len(nodes) >= 4
         absent = {(int(one["round"]), int(one["client"])) for one in incidents(project) if one["what"] == "absent"}
         print(f"{time.monotonic() - began:.0f} s in all; absent {len(absent)} times")
-        assert digest(project) == simulated(experiment, absent)
+        assert digest(project) == of_simulator(experiment, absent)
+    finally:
+        project.close()
+
+
+def test_clients_bring_their_own_data(images: Engine, tmp_path: Path) -> None:
+    """A folder each, which nobody else mounts; the fourth comes while the run goes, and counts from then on."""
+    files, data = [Path(path) for path in write_three(tmp_path)], dict(OWN["data"])
+    files.append(Path(shutil.copy(files[0], tmp_path / "d.csv")))
+    given, paths = {"NODES": "4"}, []
+    for number, file in enumerate(files):
+        folder = tmp_path / f"of-{number}"
+        folder.mkdir()
+        paths.append(str(file.rename(folder / file.name)))
+        given |= {f"DATA_{number}": str(folder), f"OWN_{number}": file.name}
+    subprocess.run(["chmod", "-R", "a+rX", str(tmp_path)], check=True)
+    samples = [*data["samples"], data["samples"][0]]
+    tables = {**OWN, "rounds": 10, "deploy": {"start_nodes": 3}}
+    experiment = Experiment.of(**{**tables, "data": {**data, "samples": samples}})
+    project = federation(images, tmp_path, "fedsim-own", experiment)
+    project.environment.update(given)
+    try:
+        project.compose("up", "-d", "--no-build", seconds=600.0)
+        until(lambda: rounds(project) >= 2, 600.0, project)
+        project.compose("up", "-d", "--no-build", "client-3")
+        project.wait("run", 900.0)
+        absent = {(int(one["round"]), int(one["client"])) for one in incidents(project) if one["what"] == "absent"}
+        came = min(set(range(experiment.rounds)) - {round for round, client in absent if client == 3})
+        print(f"the fourth client took part from round {came} on")
+        assert {(0, 3), (1, 3)} <= absent
+        known = Experiment.of(**{**tables, "data": {**data, "samples": samples, "paths": paths}})
+        assert digest(project) == of_simulator(known, absent)
     finally:
         project.close()
 
@@ -236,7 +264,7 @@ def test_plaintext_is_possible_and_loud(images: Engine, tmp_path: Path) -> None:
     try:
         project.compose("up", "-d", "--no-build", seconds=600.0)
         project.wait("run", 600.0)
-        assert digest(project) == simulated(experiment, set())
+        assert digest(project) == of_simulator(experiment, set())
         for service in ("superlink", "run", "client-0"):
             assert "WARNING: INSECURE" in project.compose("logs", "--no-color", service)
     finally:
@@ -276,18 +304,6 @@ def digest(project: Project) -> str:
     return str(json.loads(project.read("*/manifest.json"))["model_sha256"])
 
 
-def simulated(experiment: Experiment, absent: set[tuple[int, int]]) -> str:
+def of_simulator(experiment: Experiment, absent: set[tuple[int, int]]) -> str:
     """The digest of the simulator's model when these clients miss these rounds, counted as incidents.csv does."""
-
-    class Absences(Setup):
-        def cohort(self, round: int) -> Cohort:
-            all = super().cohort(round)
-            kept = torch.tensor([(round, i) not in absent for i in all.clients.tolist()], dtype=torch.bool)
-            return Cohort(all.clients[kept], all.weights[kept], all.probability)
-
-    setup = prepare(experiment)
-    absences = Absences(**{field.name: getattr(setup, field.name) for field in fields(setup)})
-    state = initial_state(setup)
-    for _ in range(experiment.rounds):
-        play(absences, state)
-    return model_digest(state.server.model)
+    return model_digest(simulated(experiment, lambda round, client: (round, client) in absent).server.model)

@@ -168,3 +168,38 @@ def test_a_gpu_is_reserved_for_workers_alone() -> None:
         if name.startswith("worker"):
             assert service["environment"]["DEVICE"] == "cuda"
             assert service["build"]["args"]["ACCELERATOR"].startswith("cu")
+
+
+def test_clients_bring_their_own_data(tmp_path: Path) -> None:
+    """Each worker sees its own folder, its node is told which file, and nobody sees another's."""
+    folders = {f"DATA_{number}": f"/of-{number}" for number in range(3)}
+    given = {**folders, "OWN_0": "a.csv", "OWN_1": "b.svm", "OWN_2": ".", "NODES": "4", "DATA": "/of-all"}
+    services = composed("compose.yaml", **given)["services"]
+    mounts = {
+        name: [(one["source"], one["read_only"]) for one in service.get("volumes", []) if one["target"] == "/data"]
+        for name, service in services.items()
+    }
+    for number, folder in enumerate(("/of-0", "/of-1", "/of-2", "/of-all")):
+        assert mounts[f"worker-{number}"] == [(folder, True)]
+        assert mounts[f"client-{number}"] == []
+    said = [node_config(services[f"client-{number}"]["environment"], tmp_path) for number in range(4)]
+    ours = "num-partitions=4 worker='unix:/run/fedsim/worker.sock'"
+    assert said == [
+        f"partition-id=0 {ours} data='/data/a.csv'",
+        f"partition-id=1 {ours} data='/data/b.svm'",
+        f"partition-id=2 {ours} data='/data/.'",
+        f"partition-id=3 {ours}",
+    ]
+    alone = composed("node.yaml", NODE="7", NODES="8", DATA="/mine", OWN="my file.csv")["services"]
+    assert [one["source"] for one in alone["worker"]["volumes"] if one["target"] == "/data"] == ["/mine"]
+    assert node_config(alone["supernode"]["environment"], tmp_path).endswith(" data='/data/my file.csv'")
+
+
+def node_config(environment: dict[str, str], programs: Path) -> str:
+    """What ``container.sh supernode`` tells the SuperNode of a container with this environment."""
+    stand_in = programs / "flower-supernode"
+    stand_in.write_text('#!/bin/sh\nfor last; do :; done\nprintf %s "$last"\n')
+    stand_in.chmod(0o755)
+    own = {**environment, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    command = ["sh", str(DOCKER / "container.sh"), "supernode"]
+    return subprocess.run(command, env=own, capture_output=True, text=True, check=True).stdout

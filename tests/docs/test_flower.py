@@ -1,4 +1,4 @@
-"""The README's section on Flower is run as it stands, block after block, but for the ports: free ones here."""
+"""The README's sections on Flower are run as they stand, block after block, but for the ports: free ones here."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'fedsim[flower-simulation]'")
 
+from tests.own_files import write_three
+
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-SECTION = README.split("## Run it on Flower")[1].split("\n## ")[0]
+SECTION, OWN = (
+    README.split(f"\n## {title}\n")[1].split("\n## ")[0] for title in ("Run it on Flower", "Bring your own data")
+)
 
 
 def test_the_section_on_flower(tmp_path: Path) -> None:
@@ -37,6 +41,30 @@ def test_the_section_on_flower(tmp_path: Path) -> None:
     assert said.count("models: equal to the bit") == said.count("ledgers: equal to the byte") == 2
     names = {(tmp_path / name / "manifest.json").exists() for name in ("simulated", "in-process", "on-ray", "deployed")}
     assert names == {True}
+
+
+def test_the_section_on_own_data(tmp_path: Path) -> None:
+    """A CSV, a LibSVM file and a folder of images, a client each: the simulator's model, by a server without any."""
+    (experiment,), (script,) = (re.findall(rf"```{kind}\n(.*?)```", OWN, flags=re.DOTALL) for kind in ("toml", "sh"))
+    assert script.count("fedsim run") == 2
+    # Nodes of a busy machine take their time to come.
+    (tmp_path / "own.toml").write_text("deploy.start_s = 600.0\n" + experiment)
+    write_three(tmp_path)
+    ports = free_ports(4)
+    own_ports = "$(( i > 1 ? {} : i ? {} : {} ))".format(*ports[1:])
+    for given, free in (("127.0.0.1:8000", f"127.0.0.1:{ports[0]}"), ("910$i", own_ports)):
+        assert given in script
+        script = script.replace(given, free)
+    # The SuperLink is the section's before.
+    before = [
+        line for line in SECTION.splitlines() if line.startswith(("export", "flower-superlink", "mkdir", "printf '["))
+    ]
+    assert len(before) == 4
+    said = run("\n".join(before).replace("8000", str(ports[0])) + "\n" + script, tmp_path)
+    assert "no loss (the data is elsewhere)" in said
+    assert "error" not in said
+    for name in ("model.safetensors", "ledger.csv"):
+        assert (tmp_path / "brought" / name).read_bytes() == (tmp_path / "gathered" / name).read_bytes()
 
 
 def run(script: str, folder: Path) -> str:

@@ -11,7 +11,6 @@ simulator's run in which those clients were absent, local solvers included.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,9 @@ from fedsim.ends.store import Drawer
 from fedsim.errors import ConfigError, WireError
 from fedsim.experiment import Experiment
 from fedsim.ledger import Direction, Entry, Ledger
-from fedsim.simulation.engine import play
-from fedsim.simulation.setup import Setup, prepare
-from fedsim.simulation.state import initial_state
+from fedsim.simulation.setup import prepare
 from fedsim.wire import Kind, decode_frame
+from tests.absences import simulated
 
 Loses = Callable[[int, int], bool]
 
@@ -209,17 +207,7 @@ def test_a_lost_message_is_an_absence(name: str, way: str) -> None:
     def loses(round: int, client: int) -> bool:
         return bool(lost[round, client])
 
-    class Absences(Setup):
-        def cohort(self, round: int) -> Cohort:
-            all = super().cohort(round)
-            kept = torch.tensor([not loses(round, i) for i in all.clients.tolist()], dtype=torch.bool)
-            return Cohort(all.clients[kept], all.weights[kept], all.probability)
-
-    setup = prepare(experiment)
-    absences = Absences(**{field.name: getattr(setup, field.name) for field in fields(setup)})
-    state = initial_state(setup)
-    for _ in range(experiment.rounds):
-        play(absences, state)
+    state = simulated(experiment, loses)
     server, clients = federate(experiment, **{"loses" if way == "up" else "deaf": loses})
     assert server.model.numpy().tobytes() == state.server.model.numpy().tobytes()
     for client in clients:

@@ -50,6 +50,10 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_same(one: Path, other: Path) -> None:
-    for name in ("model.safetensors", "ledger.csv", "experiment.toml"):
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert_same_files(one, other, "model.safetensors", "ledger.csv", "experiment.toml")
     assert metrics(one) == metrics(other)
+
+
+def assert_same_files(one: Path, other: Path, *names: str) -> None:
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name

@@ -26,6 +26,7 @@ from fedsim.data import (
     Iid,
     LibSVM,
     Natural,
+    Own,
     Quantity,
     Shards,
     SyntheticLinear,
@@ -82,6 +83,7 @@ def test_a_recipe_presets_what_it_says(recipe: str) -> None:
 
 TABLES: list[tuple[str, Any]] = [
     *(("data", source) for source in (Digits(), BreastCancer(bias=False), FashionMNIST(), LibSVM("a9a"))),
+    ("data", Own((1, 8, 8), 2, (3, 4), names=("no", "yes"), scale=(255.0,), paths=("a.csv", ""))),
     *(("data", source) for source in (SyntheticLinear(noise=0.0), SyntheticLogistic(points="independent"))),
     *(("partition", scheme) for scheme in (Iid(3), Dirichlet(4, 0.1), Shards(5), Quantity(6, 2.0), Natural())),
     ("partition", Clusters(clients=7)),
