@@ -5,7 +5,7 @@
 One write a round, before the upload leaves: the model, the state that the server last acknowledged, and the one that is
 pending on it; so whichever of the two the server's next frame speaks of is there. Two slots, forced to disk, renamed,
 with a digest (``fedsim.checkpoint``): a kill at any instant leaves the last write or the one before it, and in the
-second case no upload had left. At most five rows of d numbers, and the notes of the local solver twice.
+second case no upload had left. At most seven rows of d numbers, and the notes of the local solver twice.
 """
 
 from __future__ import annotations
@@ -35,10 +35,16 @@ _Row = tuple[str, tuple[int, ...], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What becomes valid when an upload is acknowledged. rows: float[1, d] each; solver: as in ``solve``."""
+    """What becomes valid when an upload is acknowledged.
+
+    rows: float[1, d] each; solver: as in ``solve``; model: float[d], of round ``seen``, at which the upload was made
+    (NEVER: none yet, or a refresh brought the rows). The server sends the updates since that model.
+    """
 
     rows: Clients
     solver: Memory
+    model: Tensor
+    seen: int = NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,22 +123,22 @@ def _pack(standing: Standing) -> Checkpoint:
     tensors, notes = {"model": standing.model}, {}
     sides = {"held": (sender.end, sender.state)} | ({} if sender.pending is None else {"pending": sender.pending})
     for side, (end, held) in sides.items():
-        notes[side] = {"epoch": end.epoch, "digest": end.digest.hex(), "steps": held.solver.steps}
-        tensors |= {f"{side}.{name}": tensor for name, tensor in _named(held)}
+        notes[side] = {"epoch": end.epoch, "digest": end.digest.hex(), "seen": held.seen, "steps": held.solver.steps}
+        tensors |= {f"{side}.{name}": tensor for name, tensor in _named(held) if tensor is not standing.model}
     # Copies: one tensor may be in both states, and the file format knows no aliases.
     copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     return Checkpoint(standing.seen, copies, notes)
 
 
 def _unpack(kept: Checkpoint, device: torch.device) -> Standing:
-    rows = ("model", *(f"{side}.{row}" for side in kept.notes for row in ("memory", "error")))
+    rows = ("model", *(f"{side}.{row}" for side in kept.notes for row in ("model", "memory", "error")))
     tensors = {name: tensor.to(device) if name in rows else tensor for name, tensor in kept.tensors.items()}
     sides = {side: _side(side, tensors, notes) for side, notes in kept.notes.items()}
     return Standing(tensors["model"], kept.round, Sender(*sides["held"], sides.get("pending")))
 
 
 def _named(held: Held) -> Iterator[tuple[str, Tensor]]:
-    rows = {"memory": held.rows.memory, "error": held.rows.error}
+    rows = {"memory": held.rows.memory, "error": held.rows.error, "model": held.model}
     yield from ((name, row) for name, row in rows.items() if row is not None)
     for part, notes in (("rate", held.solver.rate), ("direction", held.solver.direction)):
         yield from ((f"{part}.{name}", note) for name, note in notes.items())
@@ -145,4 +151,5 @@ def _side(side: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) ->
 
     rows = Clients(tensors.get(f"{side}.memory"), tensors.get(f"{side}.error"))
     solver = Memory(notes["steps"], notes_of("rate"), notes_of("direction"))
-    return End(notes["epoch"], bytes.fromhex(notes["digest"])), Held(rows, solver)
+    model = tensors.get(f"{side}.model", tensors["model"])
+    return End(notes["epoch"], bytes.fromhex(notes["digest"])), Held(rows, solver, model, notes["seen"])
