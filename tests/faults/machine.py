@@ -213,7 +213,8 @@ class Network:
     copies: dict[int, Any] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     now: float = 0.0
-    check: Callable[[], None] = staticmethod(lambda: None)
+    check: Callable[[], None] = field(init=False)
+    service: Service = field(init=False)
 
     def __post_init__(self) -> None:
         self.hosts = [self.host(i) for i in range(CLIENTS)]
