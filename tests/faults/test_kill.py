@@ -182,16 +182,16 @@ class Kills:
         self.redone[max(0, whole - 1 - (0 if left is None else left[0].round))] += 1
 
 
-def test_killed_at_random_instants(cli: Any, tmp_path: Path) -> None:
-    found = campaign(cli, tmp_path, random.Random(1), rounds=40, kills=4, inside=2)
+def test_killed_at_random_instants(cli: Any, fast: Path) -> None:
+    found = campaign(cli, fast, random.Random(1), rounds=40, kills=4, inside=2)
     assert found.equal == 6, found
     assert found.torn == 0
     assert max(found.redone) <= EVERY
 
 
 @pytest.mark.slow
-def test_a_hundred_kills(cli: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = campaign(cli, tmp_path, random.Random(2), rounds=150, kills=70, inside=30)
+def test_a_hundred_kills(cli: Any, fast: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = campaign(cli, fast, random.Random(2), rounds=150, kills=70, inside=30)
     with capsys.disabled():
         print(f"\n{found.equal} of 100 killed runs ended with the bytes of the uninterrupted run; {found.torn} torn")
         print(f"rounds played again (a checkpoint every {EVERY}): times   {dict(sorted(found.redone.items()))}")
@@ -203,9 +203,9 @@ def test_a_hundred_kills(cli: Any, tmp_path: Path, capsys: pytest.CaptureFixture
     assert max(found.redone) <= EVERY
 
 
-def campaign(cli: Any, tmp_path: Path, draw: random.Random, rounds: int, kills: int, inside: int) -> Kills:
+def campaign(cli: Any, place: Path, draw: random.Random, rounds: int, kills: int, inside: int) -> Kills:
     """Kills at instants, and then at named steps of the writes of checkpoints; each is resumed."""
-    experiment, whole, folder = longer(tmp_path / "longer.toml", rounds), tmp_path / "whole", tmp_path / "run"
+    experiment, whole, folder = longer(place / "longer.toml", rounds), place / "whole", place / "run"
     done = cli.run(experiment, whole)
     assert done.status == 0, done.err
     expected = cli.outcome(whole)
