@@ -253,7 +253,8 @@ class Network:
                 continue
             self.counts[name] += 1
             arrived = self.happen(name, seconds)
-            self.check()
+            if arrived is None:
+                self.check()
             if arrived is not None:
                 return arrived
         return self.honest(seconds)
