@@ -87,7 +87,10 @@ class Store:
             return None
         kept, turn = found
         self.turn = turn + 1
-        return _unpack(kept, device)
+        try:
+            return _unpack(kept, device)
+        except (KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{self.folder}: not a client's state as this fedsim keeps it ({error!r})") from None
 
 
 class Drawer:
