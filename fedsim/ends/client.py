@@ -3,6 +3,9 @@
 What an upload leads to, memory row, error row and solver notes (counters of passes, momenta), becomes valid together,
 when the server's next frame says that the upload was absorbed. A client whose upload was lost is therefore exactly one
 that was absent: a counter that ran on while its memory row rolled back would name a pass that the server never saw.
+So does the model at which the upload was made, and updates are replayed onto the model of the last absorbed upload, as
+the server counts them. A later one, of an upload that was lost, may be of rounds that a server that came back to an
+older checkpoint has played again in another way.
 """
 
 from __future__ import annotations
@@ -131,23 +134,24 @@ class ClientEnd:
         (message,) = coding.encode(payload)
         frames.append(self._frame(Kind.UPLOAD, end, message))
         # Both messages are one step of the link: the server absorbs both or none.
-        self.sender = replace(base, pending=(end.after(message), Held(rows, solution.memories[0])))
+        self.sender = replace(base, pending=(end.after(message), Held(rows, solution.memories[0], self.model, t)))
         if self.store is not None:
             self.store.save(Standing(self.model, self.seen, self.sender, self.data))
         return frames
 
     def _replay(self, frame: Frame) -> None:
-        """Apply the updates since the model that is held; the server may send more, as it trusts only what it got."""
-        compressor, missed = self.setup.method.downlink.compressor, frame.round - self.seen
+        """Apply the updates since the model of the last absorbed upload."""
+        compressor, held = self.setup.method.downlink.compressor, self.sender.state
         layout = compressor.layout(self.setup.task.dim)
         messages = unpack_messages(frame.body, coding.longest(layout), frame.round)
-        if self.parted or self.seen == NEVER or not 0 <= missed <= len(messages):
+        if self.parted or held.seen == NEVER or held.seen + len(messages) != frame.round:
             self.parted = True
             return
-        for k, message in enumerate(messages[len(messages) - missed :], start=self.seen):
-            update = _update(message, compressor, layout, self.model.dtype).to(self.model.device)
-            self.model = apply(self.model, update, self.setup.step_of(k))
-        self.seen = frame.round
+        model = held.model
+        for k, message in enumerate(messages, start=held.seen):
+            update = _update(message, compressor, layout, model.dtype).to(model.device)
+            model = apply(model, update, self.setup.step_of(k))
+        self.model, self.seen = model, frame.round
 
     def _agrees(self, server: End) -> bool:
         """Whether this state, or the pending one, is the one that the server speaks of."""
@@ -166,7 +170,7 @@ class ClientEnd:
         rows = Clients(
             (zeros if memory is None else memory) if uplink.memory else None, zeros if uplink.feedback else None
         )
-        return Held(rows, Memory())
+        return Held(rows, Memory(), self.setup.weights.new_empty(0))
 
     def _row(self, frame: Frame) -> Tensor:
         """A whole row, float[d]."""

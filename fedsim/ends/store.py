@@ -5,7 +5,7 @@
 One write a round, before the upload leaves: the model, the state that the server last acknowledged, and the one that is
 pending on it; so whichever of the two the server's next frame speaks of is there. Two slots, forced to disk, renamed,
 with a digest (``fedsim.checkpoint``): a kill at any instant leaves the last write or the one before it, and in the
-second case no upload had left. At most five rows of d numbers, and the notes of the local solver twice.
+second case no upload had left. At most seven rows of d numbers, and the notes of the local solver twice.
 """
 
 from __future__ import annotations
@@ -37,10 +37,16 @@ _Row = tuple[str, tuple[int, ...], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What becomes valid when an upload is acknowledged. rows: float[1, d] each; solver: as in ``solve``."""
+    """What becomes valid when an upload is acknowledged.
+
+    rows: float[1, d] each; solver: as in ``solve``; model: float[d], of round ``seen``, at which the upload was made
+    (NEVER: none yet, or a refresh brought the rows). The server sends the updates since that model.
+    """
 
     rows: Clients
     solver: Memory
+    model: Tensor
+    seen: int = NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,7 @@ class Store:
         try:
             return _unpack(kept, device)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
-            raise CheckpointError(f"{self.folder}: not the state of a client ({error!r})") from None
+            raise CheckpointError(f"{self.folder}: not a client's state as this fedsim keeps it ({error!r})") from None
 
 
 class Drawer:
@@ -135,8 +141,8 @@ def _pack(standing: Standing) -> Checkpoint:
     tensors, notes = {"model": standing.model}, dict[str, Any]()
     sides = {"held": (sender.end, sender.state)} | ({} if sender.pending is None else {"pending": sender.pending})
     for side, (end, held) in sides.items():
-        notes[side] = {"epoch": end.epoch, "digest": end.digest.hex(), "steps": held.solver.steps}
-        tensors |= {f"{side}.{name}": tensor for name, tensor in _named(held)}
+        notes[side] = {"epoch": end.epoch, "digest": end.digest.hex(), "seen": held.seen, "steps": held.solver.steps}
+        tensors |= {f"{side}.{name}": tensor for name, tensor in _named(held) if tensor is not standing.model}
     notes["data"] = standing.data
     # Copies: one tensor may be in both states, and the file format knows no aliases.
     copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
@@ -145,7 +151,7 @@ def _pack(standing: Standing) -> Checkpoint:
 
 def _unpack(kept: Checkpoint, device: torch.device) -> Standing:
     noted = {side: notes for side, notes in kept.notes.items() if side != "data"}
-    rows = ("model", *(f"{side}.{row}" for side in noted for row in ("memory", "error")))
+    rows = ("model", *(f"{side}.{row}" for side in noted for row in ("model", "memory", "error")))
     tensors = {name: tensor.to(device) if name in rows else tensor for name, tensor in kept.tensors.items()}
     sides = {side: _side(side, tensors, notes) for side, notes in noted.items()}
     sender = Sender(*sides["held"], sides.get("pending"))
@@ -153,7 +159,7 @@ def _unpack(kept: Checkpoint, device: torch.device) -> Standing:
 
 
 def _named(held: Held) -> Iterator[tuple[str, Tensor]]:
-    rows = {"memory": held.rows.memory, "error": held.rows.error}
+    rows = {"memory": held.rows.memory, "error": held.rows.error, "model": held.model}
     yield from ((name, row) for name, row in rows.items() if row is not None)
     for part, notes in (("rate", held.solver.rate), ("direction", held.solver.direction)):
         yield from ((f"{part}.{name}", note) for name, note in notes.items())
@@ -166,7 +172,8 @@ def _side(side: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) ->
 
     rows = Clients(tensors.get(f"{side}.memory"), tensors.get(f"{side}.error"))
     solver = Memory(notes["steps"], notes_of("rate"), notes_of("direction"))
-    epoch, digest = notes["epoch"], bytes.fromhex(notes["digest"])
-    if type(epoch) is not int or type(solver.steps) is not int or len(digest) != DIGEST_BYTES:
-        raise ValueError(f"epoch {epoch!r}, steps {solver.steps!r}, a digest of {len(digest)} bytes")
-    return End(epoch, digest), Held(rows, solver)
+    model = tensors.get(f"{side}.model", tensors["model"])
+    epoch, digest, seen = notes["epoch"], bytes.fromhex(notes["digest"]), notes["seen"]
+    if any(type(number) is not int for number in (epoch, seen, solver.steps)) or len(digest) != DIGEST_BYTES:
+        raise ValueError(f"epoch {epoch!r}, seen {seen!r}, steps {solver.steps!r}, a digest of {len(digest)} bytes")
+    return End(epoch, digest), Held(rows, solver, model, seen)

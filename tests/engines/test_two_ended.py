@@ -252,6 +252,44 @@ def test_a_server_that_is_stopped_goes_on(name: str) -> None:
         ServerEnd(prepare(replace_data(experiment))).restore(20, expected)
 
 
+def test_a_server_that_plays_rounds_again_in_another_way() -> None:
+    """It came back to an older checkpoint; a client has heard of those rounds as they were, in uploads that were lost.
+
+    Its end is the server's. Its model is too, as it replays onto that of its last absorbed upload.
+    """
+    wide = {**LINEAR["data"], "features": 40}  # so that updates are shorter than a model
+    setup = prepare(Experiment.of(data=wide, seed=5))
+    server, clients = ServerEnd(setup), [ClientEnd(setup, i) for i in range(setup.clients)]
+    victim = clients[2]
+
+    def round(present: range) -> None:
+        replies = []
+        for i in present:
+            clients[i].hear(*server.call(i))
+            replies.append((i, clients[i].answer()))
+        server.absorb(replies, setup.cohort(server.round))
+
+    def miss() -> None:
+        (call,) = server.call(2)
+        assert decode_frame(call, 2**20).kind is Kind.UPDATES
+        victim.hear(call)
+        assert not victim.parted
+        assert victim.model.numpy().tobytes() == server.model.numpy().tobytes()
+        victim.answer()
+
+    round(range(8))
+    kept = {key: tensor.clone() for key, tensor in server.tensors().items()}
+    round(range(3, 8))
+    miss()
+    before = server.model.clone()
+    server.restore(1, kept)
+    round(range(5, 8))
+    assert server.model.numpy().tobytes() != before.numpy().tobytes()
+    assert victim.seen == server.round
+    miss()
+    assert victim.sender.end == server.state.store.end(2)
+
+
 def test_a_client_that_is_made_anew_for_every_call_is_refreshed() -> None:
     """All that it knows is in a drawer, which was emptied; the model comes in one call, the memory in the next."""
     often = {"scheme": "bernoulli", "p": 0.3}

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,15 +78,6 @@ def zygote() -> Iterator[subprocess.Popen[str]]:
     yield process
     process.communicate()
     assert process.returncode == 0
-
-
-@pytest.fixture
-def fast() -> Iterator[Path]:
-    """A folder in memory where there is one: forcing to disk then costs nothing. SIGKILL knows no difference."""
-    memory = Path("/dev/shm")
-    place = tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else None)
-    yield Path(place)
-    shutil.rmtree(place)
 
 
 @pytest.fixture(scope="session")

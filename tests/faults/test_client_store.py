@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedsim.checkpoint import SLOTS
+from fedsim.checkpoint import SLOTS, Checkpoint, read, write
 from fedsim.ends.client import ClientEnd
 from fedsim.ends.server import ServerEnd
 from fedsim.ends.store import Store
@@ -191,6 +191,24 @@ def test_a_lost_folder_is_healed_in_its_round(kind: str, name: str, fast: Path) 
         refresh[Direction.DOWN, Entry.MEMORY] = whole
     assert sum(refresh.values()) <= 4 * d + 256
     assert extra == refresh | {(Direction.DOWN, Entry.MODEL): whole}
+
+
+def test_a_folder_of_another_fedsim_is_an_empty_one(fast: Path) -> None:
+    """Written whole, but without what this one needs."""
+    setup, store = made("artemis"), Store(fast, b"a run...", VICTIM)
+    client = ClientEnd(setup, VICTIM, store)
+    client.hear(ServerEnd(setup).call(VICTIM)[0])
+    upload = client.answer()
+    found = read(store.folder)
+    assert found is not None
+    kept = found[0]
+    older = {key: note for key, note in kept.notes["held"].items() if key != "seen"}
+    notes = kept.notes | {"held": older}
+    write(store.folder, Checkpoint(kept.round, kept.tensors, notes), store.turn)
+    client = ClientEnd(setup, VICTIM, Store(fast, b"a run...", VICTIM))
+    assert client.damage == f"{store.folder}: not a client's state as this fedsim keeps it (KeyError('seen'))"
+    client.hear(ServerEnd(setup).call(VICTIM)[0])
+    assert client.answer() == upload
 
 
 @pytest.mark.parametrize("name", ["wiped", "stale"])
