@@ -54,12 +54,12 @@ class Course:
         self.done = max(self.done, rounds(self.project))  # a server that is dead says nothing
         assert self.done < self.experiment.rounds, f"the run was over before: {said}"
         goal = min(self.done + more, self.experiment.rounds)
-        until(lambda: rounds(self.project) >= goal, 600.0, self.project)
+        until(lambda: rounds(self.project) >= goal, 1800.0, self.project)
         self.say(f"{rounds(self.project)} rounds, {said}")
 
     def ended(self) -> None:
         """Wait for the end. Raises AssertionError unless the model is the simulator's with the same absences."""
-        self.project.wait("run", 900.0)
+        self.project.wait("run", 1800.0)
         absent = absences(self.project)
         found, expected = digest(self.project), simulated(self.experiment, absent)
         self.say(f"{self.experiment.rounds} rounds, absent {len(absent)} times; {found[:16]} = {expected[:16]}")
