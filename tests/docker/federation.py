@@ -51,11 +51,12 @@ class Course:
 
     def onwards(self, more: int, said: str) -> None:
         """Wait until so many more rounds are over. Raises AssertionError where all were: nothing can befall them."""
-        self.done = max(self.done, rounds(self.project))  # a server that is dead says nothing
+        self.done = max(self.done, rounds(self.project))  # of a server that is dead, what it had said
         assert self.done < self.experiment.rounds, f"the run was over before: {said}"
         goal = min(self.done + more, self.experiment.rounds)
         until(lambda: rounds(self.project) >= goal, 1800.0, self.project)
-        self.say(f"{rounds(self.project)} rounds, {said}")
+        self.done = rounds(self.project)
+        self.say(f"{self.done} rounds, {said}")
 
     def ended(self) -> None:
         """Wait for the end. Raises AssertionError unless the model is the simulator's with the same absences."""
