@@ -44,7 +44,7 @@ print(len(folders))
 
 def test_pauses_deaths_and_cuts(images: Engine, tmp_path: Path) -> None:
     """A pause, deaths of a worker, a node and the server, a cut cable, and a fourth client: nobody else notices."""
-    experiment = small(rounds=22, seed=3)
+    experiment = small(rounds=40, seed=3)
     project = federation(images, tmp_path, "fedsim-faults", experiment)
     course = Course(project, experiment)
     try:
