@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "python:3.11-slim"
@@ -98,6 +99,15 @@ class Engine:
         if check and done.returncode:
             raise EngineError(f"{' '.join(command)}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
         return done.stdout
+
+    @contextmanager
+    def output(self, *arguments: str) -> Iterator[IO[bytes]]:
+        """What a command says, as it says it. Raises EngineError when it fails."""
+        with subprocess.Popen(["docker", *arguments], env=self.environment, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            yield process.stdout
+        if process.returncode:
+            raise EngineError(f"docker {' '.join(arguments)}: status {process.returncode}")
 
     def build(self, part: str, tag: str, wheels: str = "") -> float:
         """Build docker/PART.Dockerfile; seconds that it took. wheels: where pip looks first, an address."""
@@ -202,17 +212,20 @@ def wheels() -> Iterator[str]:
 
 @dataclass
 class Project:
-    """docker/compose.yaml under a name of its own. environment: for its variables."""
+    """A compose file of docker/ under a name of its own. environment: for its variables; overrides: more files."""
 
     engine: Engine
     name: str
     environment: dict[str, str]
+    file: str = "compose.yaml"
+    overrides: tuple[Path, ...] = ()
 
     def compose(self, *arguments: str, seconds: float = 300.0, check: bool = True) -> str:
         """What a command of Compose prints. Raises EngineError when it fails."""
         program = composer()
         assert program is not None
-        command = [program, "-p", self.name, "-f", str(ROOT / "docker" / "compose.yaml"), *arguments]
+        files = [option for file in (ROOT / "docker" / self.file, *self.overrides) for option in ("-f", str(file))]
+        command = [program, "-p", self.name, *files, *arguments]
         given = Engine(self.engine.work, {**self.engine.environment, **self.environment})
         return given.call(command, seconds, check)
 

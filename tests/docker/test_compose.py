@@ -5,29 +5,30 @@ Slow. A server and three clients of the project's own images and compose file, o
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import os
 import re
 import shutil
 import subprocess
+import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from fedsim.experiment import Experiment
-from fedsim.simulation.folder import model_digest
-from tests.absences import simulated
-from tests.docker.engine import Engine, EngineError, Project, engine, obstacle, wheels
+from tests.docker.engine import Engine, EngineError, Project, obstacle
+from tests.docker.federation import TAG, Course, digest, federation, incidents, rounds, rows, simulated, small, until
+from tests.flower.test_gate import own_address
 from tests.own_files import OWN, write_three
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(obstacle()), reason=obstacle())]
 
-TAG = os.environ.get("FEDSIM_IMAGES", "fedsim-test")
-HALF = {"scheme": "bernoulli", "p": 0.5}
+PRIVATE = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/=]{40,}")
+TESTED_WITH = re.compile(r"/Crypto/SelfTest/|/libgnutls\.so")
+"""Packages whose self-tests have keys in them, in every installation."""
+
 STRANGER = """
 import http.client, ssl, sys
 host, port, authority, path = sys.argv[1], 8000, sys.argv[2], sys.argv[3]
@@ -42,29 +43,9 @@ print(link.getresponse().status)
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """An engine that has both images."""
-    with engine(tmp_path_factory.mktemp("engine")) as here, wheels() as address:
-        for part in ("server", "client"):
-            if "FEDSIM_IMAGES" not in os.environ:
-                print(f"{part}: built in {here.build(part, f'fedsim-{part}:{TAG}', address):.0f} s")
-            size = int(here.docker("image", "inspect", "-f", "{{.Size}}", f"fedsim-{part}:{TAG}"))
-            print(f"{part}: {size / 1e6:.0f} MB")
-        yield here
-
-
-def federation(here: Engine, folder: Path, name: str, experiment: Experiment) -> Project:
-    (folder / "experiment.toml").write_text(experiment.toml())
-    given = {"TAG": TAG, "EXPERIMENT": str(folder / "experiment.toml"), "PUBLISH": "127.0.0.1:0"}
-    return Project(here, name, given)
-
-
-@pytest.fixture(scope="module")
 def trained(images: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, Experiment]]:
     """A federation that was brought up and has trained."""
-    experiment = Experiment.of(
-        rounds=5, seed=1, partition={"clients": 12}, participation=HALF, run={"executor": "sequential"}
-    )
+    experiment = small(rounds=5, seed=1)
     project = federation(images, tmp_path_factory.mktemp("trained"), "fedsim-trained", experiment)
     try:
         began = time.monotonic()
@@ -82,7 +63,7 @@ def trained(images: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def test_the_model_is_the_simulators(trained: tuple[Project, Experiment]) -> None:
     project, experiment = trained
     assert incidents(project) == []
-    assert digest(project) == of_simulator(experiment, set())
+    assert digest(project) == simulated(experiment, set())
 
 
 def test_containers_are_closed_in_fact(trained: tuple[Project, Experiment]) -> None:
@@ -99,23 +80,42 @@ def test_containers_are_closed_in_fact(trained: tuple[Project, Experiment]) -> N
 
 
 def test_no_secret_is_in_images_or_logs(trained: tuple[Project, Experiment]) -> None:
+    """In no layer, history or setting of an image, and in no log or setting of a container."""
     project, _ = trained
-    secret = project.compose("exec", "-T", "client-0", "cat", "/identity/node/node.key").splitlines()[2]
-    assert len(secret) > 50
+    places = {"client-0": "/identity/node/node.key", "superlink": "/identity/server/server.key"}
+    keys = [project.compose("exec", "-T", service, "cat", place) for service, place in places.items()]
+    secrets = [line for key in keys for line in key.splitlines()[2:4] if len(line) == 64 or len(line) == 70]
+    assert len(secrets) == 4, "two lines of each key"
+    engine, images = project.engine, [f"fedsim-{part}:{TAG}" for part in ("server", "client")]
+    containers = engine.docker("ps", "-aq", "--filter", f"label=com.docker.compose.project={project.name}").split()
+    assert len(containers) == 10
     logs = project.compose("--profile", "*", "logs", "--no-color")
-    histories = [
-        project.engine.docker("history", "--no-trunc", f"fedsim-{part}:{TAG}") for part in ("server", "client")
-    ]
     assert len(logs) > 5000
-    for text in (logs, *histories):
+    texts = [logs, engine.docker("inspect", *containers), engine.docker("image", "inspect", *images)]
+    texts += [engine.docker("history", "--no-trunc", image) for image in images]
+    for text in texts:
         assert "PRIVATE KEY" not in text
-        assert secret not in text
-    for part in ("server", "client"):
-        find = ["--rm", "--network", "none", "--entrypoint", "find", f"fedsim-{part}:{TAG}"]
-        assert (
-            project.engine.docker("run", *find, "/identity", "/opt", "/runs", "/rows", "-name", "*.key", check=False)
-            == ""
-        )
+        assert not any(secret in text for secret in secrets)
+    with engine.output("save", *images) as stream:
+        files = 0
+        for name, content in layers(stream):
+            files += 1
+            assert not re.search(r"^(identity|rows|runs|state)/.", name), name
+            assert TESTED_WITH.search(name) or not PRIVATE.search(content), name
+            assert not any(secret.encode() in content for secret in secrets), name
+    print(f"{files} files in the images' layers, {sum(map(len, texts))} characters of logs and settings: no secret")
+    assert files > 10_000
+
+
+def layers(stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
+    """Every file of every layer of saved images."""
+    with tarfile.open(fileobj=stream, mode="r|") as images:
+        for one in images:
+            if one.isfile() and (one.name.endswith("/layer.tar") or one.size > 1_000_000):
+                with tarfile.open(fileobj=images.extractfile(one), mode="r|*") as layer:
+                    for file in layer:
+                        if file.isfile() and (content := layer.extractfile(file)) is not None:
+                            yield file.name, content.read()
 
 
 @pytest.mark.parametrize(
@@ -175,54 +175,6 @@ def test_a_node_that_is_struck_off_is_refused(trained: tuple[Project, Experiment
     until(lambda: "2004" in project.compose("logs", "--no-color", "--since", "60s", "client-2"), 90.0, project)
 
 
-def test_faults(images: Engine, tmp_path: Path) -> None:
-    """A pause, deaths of a worker, a node and the server, a cut cable, and a fourth client: nobody else notices."""
-    experiment = Experiment.of(
-        rounds=26, seed=3, partition={"clients": 12}, participation=HALF, run={"executor": "sequential"}
-    )
-    project = federation(images, tmp_path, "fedsim-faults", experiment)
-    began = time.monotonic()
-
-    done = 0
-
-    def onwards(more: int, said: str) -> None:
-        nonlocal done
-        done = max(done, rounds(project))  # a server that is dead says nothing
-        goal = min(done + more, experiment.rounds)
-        until(lambda: rounds(project) >= goal, 600.0, project)
-        print(f"{time.monotonic() - began:.0f} s: {rounds(project)} rounds, {said}")
-
-    try:
-        project.compose("up", "-d", "--no-build", seconds=600.0)
-        onwards(2, "all is well")
-        project.compose("pause", "client-1", "worker-1")
-        time.sleep(20)
-        project.compose("unpause", "client-1", "worker-1")
-        onwards(2, "after a client's pause of 20 s")
-        project.kill("worker-0")
-        onwards(2, "after a worker's death")
-        project.kill("client-2")
-        onwards(2, "after a node's death")
-        until(lambda: health(project, "client-2") == "healthy", 240.0, project)
-        onwards(2, "and its return")
-        images.docker("network", "disconnect", f"{project.name}_inside", project.container("client-1"))
-        time.sleep(20)
-        images.docker("network", "connect", f"{project.name}_inside", project.container("client-1"))
-        onwards(2, "after a cable's cut of 20 s")
-        project.kill("superlink")
-        onwards(2, "after the server's death")
-        project.compose("up", "-d", "--no-build", "client-3")
-        onwards(2, "with a fourth client")
-        project.wait("run", 900.0)
-        nodes = {line["node"] for line in rows(project.read("*/messages.csv")) if line["clients"] != "0"}
-        assert len(nodes) >= 4
-        absent = {(int(one["round"]), int(one["client"])) for one in incidents(project) if one["what"] == "absent"}
-        print(f"{time.monotonic() - began:.0f} s in all; absent {len(absent)} times")
-        assert digest(project) == of_simulator(experiment, absent)
-    finally:
-        project.close()
-
-
 def test_clients_bring_their_own_data(images: Engine, tmp_path: Path) -> None:
     """A folder each, which nobody else mounts; the fourth comes while the run goes, and counts from then on."""
     files, data = [Path(path) for path in write_three(tmp_path)], dict(OWN["data"])
@@ -249,61 +201,58 @@ def test_clients_bring_their_own_data(images: Engine, tmp_path: Path) -> None:
         print(f"the fourth client took part from round {came} on")
         assert {(0, 3), (1, 3)} <= absent
         known = Experiment.of(**{**tables, "data": {**data, "samples": samples, "paths": paths}})
-        assert digest(project) == of_simulator(known, absent)
+        assert digest(project) == simulated(known, absent)
     finally:
         project.close()
 
 
 def test_plaintext_is_possible_and_loud(images: Engine, tmp_path: Path) -> None:
     """For trying things out: no keys at all, the same model, and a warning in every log."""
-    experiment = Experiment.of(
-        rounds=2, seed=1, partition={"clients": 6}, participation=HALF, run={"executor": "sequential"}
-    )
+    experiment = small(rounds=2, seed=1, clients=6)
     project = federation(images, tmp_path, "fedsim-plain", experiment)
     project.environment["INSECURE"] = "no-tls-no-identities"
     try:
         project.compose("up", "-d", "--no-build", seconds=600.0)
         project.wait("run", 600.0)
-        assert digest(project) == of_simulator(experiment, set())
+        assert digest(project) == simulated(experiment, set())
         for service in ("superlink", "run", "client-0"):
             assert "WARNING: INSECURE" in project.compose("logs", "--no-color", service)
     finally:
         project.close()
 
 
-def health(project: Project, service: str) -> str:
-    state = json.loads(project.engine.docker("inspect", "-f", "{{json .State}}", project.container(service)))
-    return str(state["Health"]["Status"])
-
-
-def until(holds: Callable[[], bool], seconds: float, project: Project) -> None:
-    limit = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > limit:
-            raise EngineError(project.compose("logs", "--no-color", "--tail", "12", check=False)[-6000:])
-        time.sleep(0.5)
-
-
-def rows(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
-
-
-def rounds(project: Project) -> int:
-    """How many are over; 0 while the server cannot say."""
+def test_a_client_elsewhere(images: Engine, tmp_path: Path) -> None:
+    """node.yaml by itself: a network of its own, a key that was brought there, and the server's published port."""
+    here = own_address()
+    experiment = small(rounds=4, seed=7)
+    project = federation(images, tmp_path, "fedsim-here", experiment)
+    project.environment |= {"PUBLISH": f"{here}:0", "NAMES": here}
+    away = Project(images, "fedsim-away", {"TAG": TAG, "NODE": "2"}, file="node.yaml")
+    course = Course(project, experiment)
     try:
-        return max((int(line["round"]) + 1 for line in rows(project.read("*/ledger.csv"))), default=0)
-    except (EngineError, subprocess.TimeoutExpired):
-        return 0
-
-
-def incidents(project: Project) -> list[dict[str, str]]:
-    return rows(project.read("*/incidents.csv"))
-
-
-def digest(project: Project) -> str:
-    return str(json.loads(project.read("*/manifest.json"))["model_sha256"])
-
-
-def of_simulator(experiment: Experiment, absent: set[tuple[int, int]]) -> str:
-    """The digest of the simulator's model when these clients miss these rounds, counted as incidents.csv does."""
-    return model_digest(simulated(experiment, lambda round, client: (round, client) in absent).server.model)
+        project.compose("up", "-d", "--no-build", "run", "client-0", "client-1", seconds=600.0)
+        for name in ("node-2", "public"):
+            images.docker("cp", f"{project.container('certs')}:/identity/{name}", str(tmp_path / name))
+        for path in (tmp_path / "node-2", tmp_path / "public"):
+            for each in (path, *path.iterdir()):
+                shutil.chown(each, 10001, 10001)
+        address = project.compose("port", "superlink", "8000").strip()
+        away.environment |= {
+            "SUPERLINK": address,
+            "IDENTITY": str(tmp_path / "node-2"),
+            "PUBLIC": str(tmp_path / "public"),
+        }
+        assert rounds(project) == 0
+        away.compose("up", "-d", "--no-build", seconds=300.0)
+        course.onwards(1, f"with a client that reaches {address} from a network of its own")
+        course.ended()
+        assert incidents(project) == []
+        assert len({line["node"] for line in rows(project.read("*/messages.csv")) if line["clients"] != "0"}) == 3
+        networks = [
+            json.loads(images.docker("inspect", "-f", "{{json .NetworkSettings.Networks}}", one.container(service)))
+            for one, service in ((project, "superlink"), (away, "supernode"))
+        ]
+        assert not networks[0].keys() & networks[1].keys()
+    finally:
+        away.close()
+        project.close()
