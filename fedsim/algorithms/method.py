@@ -10,11 +10,11 @@ import msgspec
 import torch
 from torch import Tensor
 
-from fedsim.compression import Compressor, Identity, Layout, Payload, Quantize
+from fedsim.compression import Compressor, Identity, Layout, Payload, Quantize, Sparsifier
 from fedsim.errors import ConfigError
 from fedsim.randomness import Stream
 
-AnyCompressor = Identity | Quantize
+AnyCompressor = Identity | Quantize | Sparsifier
 Feedback = Annotated[float, msgspec.Meta(ge=0, le=1)] | Literal["step"]
 
 
