@@ -189,10 +189,11 @@ def check(uplink: Uplink, downlink: Downlink, server: ServerOptions, probability
 def check_feedback(name: str, compressor: Compressor, feedback: Feedback, step: float, d: int) -> None:
     """Refuse an error feedback that cannot be stable.
 
-    The error obeys E||e'||^2 <= omega ||x + c e||^2, so it stays bounded only when c^2 omega < 1.
+    The error obeys E||e'||^2 <= omega ||x + c e||^2, so it stays bounded only when c^2 omega < 1. A contraction has
+    1 - delta in place of omega.
     """
-    c, omega = feedback_coefficient(feedback, step), compressor.omega(d)
-    if c * c * omega >= 1:
+    c, omega, delta = feedback_coefficient(feedback, step), compressor.omega(d), compressor.delta(d)
+    if c and c * c * (1.0 - delta if delta else omega) >= 1:
         raise ConfigError(
             f"{name}.feedback = {feedback!r} is {c:.3g} with a compressor of omega = {omega:.3g} at d = {d}: "
             f"the error would grow (c^2 omega >= 1); use feedback = 'step' with a smaller step, or more levels"

@@ -53,7 +53,9 @@ def drawn(layout: DrawnLayout, seeds: Tensor, numbers: Tensor) -> Tensor:
     for start in range(0, n, step):
         some = slice(start, start + step)
         distinct, which = np.unique(seeds[some].cpu().numpy(), return_inverse=True)
-        keys = _words(torch.from_numpy(distinct), layout.width).numpy() << _PLACE | np.arange(layout.width)
+        keys = _words(torch.from_numpy(distinct), layout.width).numpy()
+        keys <<= _PLACE
+        keys |= np.arange(layout.width)
         ordered = np.partition(keys, k - 1, axis=1)[:, :k] if layout.blocks == 1 else np.sort(keys, axis=1)
         block = ordered.reshape(len(distinct), layout.blocks, k)[which, numbers[some].cpu().numpy()]
         places[some] = np.sort(block & ((1 << _PLACE) - 1), axis=1)

@@ -6,11 +6,11 @@ padded with zeros to whole bytes. A gap are the places left out before one: sinc
   code b < 30, Golomb-Rice with b remainder bits, in two planes
                     code | gap mod 2^b of each place, in b bits | floor(gap / 2^b) ones and a zero, of each place
   code 30, fixed    code | each place in ceil(log2 d) bits, in ascending order
-  code 31, bitmap   code | a bit for each coordinate, 1 where it was kept
 
+With b = 0 that is a bitmap, a one for each place left out, as far as the last place: no bitmap of the row is shorter.
 The code is the one with the fewest bits before padding, the smaller code on a tie. Of all places the last k have the
-longest code: no set has a larger sum of floor(gap / 2^b), for any b, than the one gap of d - k, and the lengths of the
-others do not depend on the places. The first k have the shortest, k + 5 bits.
+longest code: no set has a larger sum of floor(gap / 2^b), for any b, than the one gap of d - k, and the length of code
+30 does not depend on the places. The first k have the shortest, k + 5 bits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fedsim.errors import WireError
 from fedsim.wire.bits import Bits, Ints, fixed, read_fixed, read_unary, unary
 from fedsim.wire.kept import Head
 
-_HEADER, _FIXED, _BITMAP = 5, 30, 31
+_HEADER, _FIXED = 5, 30
 
 
 @cache
@@ -72,11 +72,11 @@ def _plan(places: Ints, layout: PlacedLayout) -> tuple[Ints, Ints]:
     gaps, lengths = np.diff(places, prepend=-1, axis=1) - 1, []
     for b in range(_FIXED):
         lengths.append(k * (1 + b) + gaps.sum(axis=1))
-        if not gaps.any():
+        if b and (lengths[-2] <= lengths[-1]).all():  # convex in b, as ``levels`` says
             break
         gaps >>= 1
-    codes = np.array([*range(len(lengths)), _FIXED, _BITMAP])
-    lengths += [np.full(len(places), k * _width(d)), np.full(len(places), d)]
+    codes = np.array([*range(len(lengths)), _FIXED])
+    lengths.append(np.full(len(places), k * _width(d)))
     best = np.argmin(lengths, axis=0)
     return codes[best], _HEADER + np.min(lengths, axis=0)
 
@@ -84,10 +84,6 @@ def _plan(places: Ints, layout: PlacedLayout) -> tuple[Ints, Ints]:
 def _body(places: Ints, code: int, layout: PlacedLayout) -> Bits:
     if code == _FIXED:
         return fixed(places, _width(layout.d))
-    if code == _BITMAP:
-        bits = np.zeros(layout.d, np.uint8)
-        bits[places] = 1
-        return bits
     gaps = np.diff(places, prepend=-1) - 1
     return np.concatenate([fixed(gaps & ((1 << code) - 1), code), unary(gaps >> code)])
 
@@ -112,9 +108,9 @@ def decode(messages: Sequence[bytes], layout: PlacedLayout) -> tuple[dict[str, T
 def _read(bits: Bits, code: int, layout: PlacedLayout) -> Ints:
     """Places of one row, ascending and in range; that no other code is shorter is left to the caller."""
     d, k = layout.d, layout.k
-    if code == _BITMAP:
-        places = np.flatnonzero(bits[:d])
-    elif code == _FIXED:
+    if code > _FIXED:
+        raise WireError(f"places in code {code}, expected 0 to {_FIXED}; it was damaged")
+    if code == _FIXED:
         width = _width(d)
         places = read_fixed(bits[: min(k, bits.size // width) * width], width)
     else:

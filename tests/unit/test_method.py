@@ -18,7 +18,7 @@ from fedsim.algorithms.method import (
     check_feedback,
     feedback_coefficient,
 )
-from fedsim.compression import Identity, Quantize
+from fedsim.compression import Identity, Quantize, RandK, TopK
 from fedsim.errors import ConfigError
 
 MEMORY = Uplink(memory=True)
@@ -92,6 +92,9 @@ def test_feedback_must_be_stable() -> None:
     for feedback, step in ((0.0, 9.0), (0.316, 9.0), ("step", 0.316)):
         check_feedback("uplink", Quantize(), feedback, step, 100)  # type: ignore[arg-type]
     check_feedback("uplink", Identity(), 1.0, 9.0, 100)
+    check_feedback("uplink", TopK(0.01), 1.0, 9.0, 100)
+    check_feedback("uplink", RandK(0.01, unbiased=False), 1.0, 9.0, 100)
+    check_feedback("uplink", RandK(0.01), 0.0, 9.0, 100)
     for feedback, step in ((0.317, 0.1), (1.0, 0.1), ("step", 0.317)):
         with pytest.raises(
             ConfigError, match=r"uplink\.feedback = .*omega = 10 at d = 100.*smaller step, or more levels"
