@@ -47,18 +47,18 @@ def seeds(noise: Stream, clients: Tensor) -> Tensor:
 
 def drawn(layout: DrawnLayout, seeds: Tensor, numbers: Tensor) -> Tensor:
     """Places of block numbers[i] of the order of seeds[i], ascending: int64[n, k]; a place from d on is none."""
-    n, k = len(seeds), layout.k
-    places = np.empty((n, k), np.int64)
-    step = max(1, _AT_ONCE // layout.width)
-    for start in range(0, n, step):
-        some = slice(start, start + step)
-        distinct, which = np.unique(seeds[some].cpu().numpy(), return_inverse=True)
-        keys = _words(torch.from_numpy(distinct), layout.width).numpy()
+    k, step = layout.k, max(1, _AT_ONCE // layout.width)
+    distinct, which = np.unique(seeds.cpu().numpy(), return_inverse=True)  # one order serves all that share a seed
+    blocks, places = numbers.cpu().numpy(), np.empty((len(seeds), k), np.int64)
+    for start in range(0, len(distinct), step):
+        some = torch.from_numpy(distinct[start : start + step])
+        keys = _words(some, layout.width).numpy()
         keys <<= _PLACE
         keys |= np.arange(layout.width)
         ordered = np.partition(keys, k - 1, axis=1)[:, :k] if layout.blocks == 1 else np.sort(keys, axis=1)
-        block = ordered.reshape(len(distinct), layout.blocks, k)[which, numbers[some].cpu().numpy()]
-        places[some] = np.sort(block & ((1 << _PLACE) - 1), axis=1)
+        rows = np.flatnonzero((which >= start) & (which < start + step))
+        block = ordered.reshape(len(some), layout.blocks, k)[which[rows] - start, blocks[rows]]
+        places[rows] = np.sort(block & ((1 << _PLACE) - 1), axis=1)
     return torch.from_numpy(places)
 
 

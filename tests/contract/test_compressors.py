@@ -61,7 +61,7 @@ COMPRESSORS: list[Compressor] = [
     TopK(0.01),
     TopK(0.25),
     TopK(1.0),
-    TopK(0.25, values=Quantize(16)),
+    TopK(0.75, values=Quantize(3)),
     SparseTernary(0.25),
     SparseTernary(1.0),
     LowRank(1),

@@ -82,6 +82,14 @@ def test_gaps_far_apart(code: int) -> None:
     assert size(payload).tolist() == [8 * len(message)]
 
 
+def test_one_place_far_out() -> None:
+    """No remainder is long enough for it: a table takes 31 bits, 29 remainder bits would take 30 and 1110."""
+    layout = PlacedLayout(2**31 - 1, 1, ValuesLayout(1))
+    last = torch.tensor([[2**31 - 2]], dtype=torch.int32)
+    (message,) = encode(Placed(layout, last, Values(ValuesLayout(1), torch.ones(1, 1))))
+    assert message[:-4] == bytes.fromhex("f7ffffffe0")  # 11110, then thirty ones and a zero
+
+
 @pytest.mark.parametrize(
     ("d", "k", "blocks"), [(1, 1, 1), (9, 4, 1), (300, 7, 1), (300, 300, 1), (12, 4, 3), (13, 5, 3), (3, 1, 9)]
 )
