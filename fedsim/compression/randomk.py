@@ -140,13 +140,11 @@ class Bernoulli(msgspec.Struct, frozen=True, tag_field="compressor", tag="bernou
 class PermK(msgspec.Struct, frozen=True, tag_field="compressor", tag="perm-k", forbid_unknown_fields=True):
     """Client i sends N times block i mod N of an order of the coordinates that all clients of a round share.
 
-    When clients 0 to N - 1 all send, the mean of their messages is exact for equal rows, and has the variance
-    mean ||x_i||^2 - ||mean x_i||^2 otherwise: nothing where rows agree. When m of N take part and the server divides by
-    m, each message is still unbiased, but coordinates of the clients that are away are missing: for equal rows the
-    variance is (N / m - 1) ||x||^2, that of rand-k with m d / N coordinates, and nothing is left of the gain over
-    clients that draw alone but that no two of them send the same coordinate. With more clients than N, those of equal
-    number modulo N send the same block. The order is that of a purpose, round and seed; a lone sender (the downlink)
-    sends one block of it.
+    When clients 0 to N - 1 all send, the mean of their messages is exact for equal rows; for others its variance is
+    mean ||x_i||^2 - ||mean x_i||^2. When m of the N take part and the server divides by m, coordinates of those that
+    are away are missing: each message is still unbiased, and for equal rows the variance is (N / m - 1) ||x||^2, as
+    against (N - 1) / m ||x||^2 of clients that draw alone. Of more clients than N, those of equal number modulo N send
+    the same block. The order is that of a seed, purpose and round; a lone sender (the downlink) sends one block of it.
 
     Args:
         parts: N, the number of blocks; the number of clients for the collective guarantee.
