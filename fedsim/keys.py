@@ -105,6 +105,8 @@ def _check_table(name: str, table: Mapping[str, Any], type_: Type, tag: str) -> 
                 + f"; keys of [{name}]{f' with {tag} = {table[tag]!r}' if variants else ''}: {_listed(possible)}"
             )
         _check_size(f"{name}.{key}", table[key])
+        if key != tag and isinstance(table[key], Mapping) and (inner := _structs(fields[key].type)):
+            _check_table(f"{name}.{key}", table[key], fields[key].type, str(inner[0].tag_field))
     for key, field in fields.items():
         if field.required and key not in table and key != tag:
             raise ConfigError(
@@ -167,6 +169,8 @@ def _expected(type_: Type) -> str:
             return "text"
         case VarTupleType(item_type=item, min_length=least):
             return f"a list{f' of at least {least}' if least else ''}, each item {_expected(item)}"
+        case StructType(tag_field=str(field), tag=tag):
+            return f"a table with {field} = {tag!r}"
         case _:
             return "another kind of value"
 

@@ -47,7 +47,8 @@ class Purpose(IntEnum):
     SPLIT = 7
     SYNTHETIC = 8
     ORDER = 9
-    SYNCHRONISE = 10
+    PLACES = 10
+    SYNCHRONISE = 11
 
 
 def philox(

@@ -11,11 +11,11 @@ import msgspec
 import torch
 from torch import Tensor
 
-from fedsim.compression import Compressor, Identity, Layout, Payload, Quantize
+from fedsim.compression import Compressor, Identity, Layout, Payload, Quantize, Sparsifier
 from fedsim.errors import ConfigError
 from fedsim.randomness import Stream
 
-AnyCompressor = Identity | Quantize
+AnyCompressor = Identity | Quantize | Sparsifier
 Feedback = Annotated[float, msgspec.Meta(ge=0, le=1)] | Literal["step"]
 
 
@@ -325,8 +325,7 @@ def check_error(name: str, compressor: AnyCompressor, feedback: float, rate: flo
             f"{name}.compressor: {_named(compressor)} is biased, and what it leaves out would be lost; "
             f"use {name}.feedback = 1 (error feedback) or a memory (EF21)"
         )
-    noise = 1 - delta if biased else omega
-    if feedback * feedback * noise >= 1:
+    if feedback and feedback * feedback * (1 - delta if delta else omega) >= 1:
         raise ConfigError(
             f"{name}.feedback is {feedback:.3g} with a compressor of omega = {omega:.3g} at d = {d}: "
             f"the error would grow (c^2 omega >= 1); use feedback = 'step' with a smaller step, or more levels"

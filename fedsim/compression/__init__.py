@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedsim.compression.cohort import compress_difference, send, weighted_sums
 from fedsim.compression.identity import Identity
+from fedsim.compression.lowrank import LowRank
 from fedsim.compression.payload import (
     Layout,
     Levels,
@@ -20,24 +21,36 @@ from fedsim.compression.payload import (
     ValuesLayout,
 )
 from fedsim.compression.quantize import Quantize
+from fedsim.compression.randomk import Bernoulli, PermK, RandK
+from fedsim.compression.topk import SparseTernary, TopK
 from fedsim.randomness import Stream
 
 __all__ = [
+    "Bernoulli",
     "Compressor",
     "Identity",
     "Layout",
     "Levels",
     "LevelsLayout",
+    "LowRank",
     "Payload",
+    "PermK",
     "Quantize",
+    "RandK",
     "Received",
     "Sparse",
+    "SparseTernary",
+    "Sparsifier",
+    "TopK",
     "Values",
     "ValuesLayout",
     "compress_difference",
     "send",
     "weighted_sums",
 ]
+
+Sparsifier = RandK | Bernoulli | PermK | TopK | SparseTernary | LowRank
+"""Compressors that send fewer numbers than a row has."""
 
 
 class Compressor(Protocol):

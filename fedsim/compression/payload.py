@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.compression.chosen import Drawn, DrawnLayout, Masked, MaskedLayout, Placed, PlacedLayout
+
 
 @dataclass(frozen=True, slots=True)
 class ValuesLayout:
@@ -71,18 +73,53 @@ class Sparse:
         return Levels(self.layout, levels.view(n, d), self.norms)
 
 
-Layout = ValuesLayout | LevelsLayout
-Payload = Values | Levels
+@dataclass(frozen=True, slots=True)
+class FactorsLayout:
+    """Rows of ``d`` coordinates as matrices [rows, columns], row by row and zeros at the end, of rank ``rank``."""
+
+    d: int
+    rows: int
+    columns: int
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Matrices left @ right^T. left: float32[n, rank, rows]; right: float32[n, rank, columns]."""
+
+    layout: FactorsLayout
+    left: Tensor
+    right: Tensor
+
+
+Layout = (
+    ValuesLayout
+    | LevelsLayout
+    | (PlacedLayout | DrawnLayout | MaskedLayout | FactorsLayout)  # of fewer numbers than the row has
+)
+Payload = (
+    Values | Levels | (Placed | Drawn | Masked | Factors)  # of fewer numbers than the row has
+)
 Received = Payload | Sparse
 """What the server's arithmetic takes; only a ``Payload`` has an encoding, which is that of the same rows."""
 
 
 def row(payload: Payload, i: int) -> Payload:
     """The message of one client: row ``i`` as a payload of one row (views, no copies)."""
-    cut: dict[str, Any] = {name: part[i : i + 1] for name, part in parts(payload).items()}
+    held = {field.name: getattr(payload, field.name) for field in fields(payload) if field.name != "layout"}
+    cut: dict[str, Any] = {
+        name: part[i : i + 1] if isinstance(part, Tensor) else row(part, i) for name, part in held.items()
+    }
     return replace(payload, **cut)
 
 
 def parts(payload: Payload) -> dict[str, Tensor]:
     """What crosses, by name: tensors whose first axis is the rows."""
-    return {field.name: getattr(payload, field.name) for field in fields(payload) if field.name != "layout"}
+    found: dict[str, Tensor] = {}
+    for field in fields(payload):
+        part = getattr(payload, field.name)
+        if isinstance(part, Tensor):
+            found[field.name] = part
+        elif field.name != "layout":
+            found |= {f"{field.name}.{name}": inner for name, inner in parts(part).items()}
+    return found

@@ -1,6 +1,7 @@
 """Payload rows <-> bytes: one message a row, lossless, canonical (one row has one encoding, and only that one is read).
 
-Each layout has a module with its format: ``values``, ``levels``.
+Each layout has a module with its format: ``values``, ``levels``, ``factors``; ``placed`` and ``drawn``, whose messages
+hold that of a shorter row (``kept``).
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from fedsim.compression.payload import Layout, LevelsLayout, Payload, Received, Sparse, ValuesLayout
+from fedsim.compression.chosen import DrawnLayout, MaskedLayout, PlacedLayout
+from fedsim.compression.payload import FactorsLayout, Layout, LevelsLayout, Payload, Received, Sparse, ValuesLayout
 from fedsim.errors import WireError
-from fedsim.wire import levels, values
+from fedsim.wire import drawn, factors, kept, levels, placed, values
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +36,14 @@ CODES: dict[type, Code] = {
 }
 
 
+def bounds(layout: Layout) -> tuple[int, int]:
+    """Bytes of the shortest and the longest message of this layout. Raises WireError if it has no format."""
+    return CODES[type(layout)].bounds(layout)
+
+
 def longest(layout: Layout) -> int:
     """Bytes that no message of this layout exceeds, and one has. Raises WireError if it has no format."""
-    return CODES[type(layout)].bounds(layout)[1]
+    return bounds(layout)[1]
 
 
 def size(payload: Received) -> Tensor:
@@ -65,7 +72,7 @@ def decode(messages: Sequence[bytes], layout: Layout) -> Payload:
     NaN. Raises WireError on anything that ``encode`` does not write, and nothing else.
     """
     code = CODES[type(layout)]
-    least, most = code.bounds(layout)
+    least, most = bounds(layout)
     for i, message in enumerate(messages):
         if not least <= len(message) <= most:
             raise WireError(f"message {i} has {len(message)} bytes, expected {least} to {most} for {layout}")
@@ -76,3 +83,10 @@ def decode(messages: Sequence[bytes], layout: Layout) -> Payload:
                 f"message {i} is not the encoding of the row it holds; it was damaged or made by other code"
             )
     return payload
+
+
+_OF_KEPT = bounds, size, encode, decode
+CODES[FactorsLayout] = Code(factors.bounds, factors.size, factors.encode, factors.decode, total=True)
+CODES[MaskedLayout] = Code(drawn.masked_bounds, drawn.masked_size, drawn.masked_encode, drawn.masked_decode, total=True)
+CODES[DrawnLayout] = Code(*kept.before(drawn.HEAD, *_OF_KEPT), total=True)
+CODES[PlacedLayout] = Code(*kept.before(placed.HEAD, *_OF_KEPT), total=True)

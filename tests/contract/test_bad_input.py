@@ -12,15 +12,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pytest
 from msgspec.inspect import StructType, Type, UnionType, type_info
 
+from fedsim.algorithms.method import AnyCompressor
 from fedsim.cli.main import main
 from fedsim.errors import FedsimError
 from fedsim.experiment import TAGS, Experiment, load
 from fedsim.simulation.run import run
+
+COMPRESSORS = ", ".join(sorted(str(kind.__struct_config__.tag) for kind in get_args(AnyCompressor)))
 
 
 class Outcome(NamedTuple):
@@ -99,8 +102,8 @@ ASSIGNMENTS = {
     "task.kind=softmx": "task.kind = 'softmx': unknown (did you mean 'softmax'?); one of: cnn, least-squares, ",
     "participation.scheme=all": "participation.scheme = 'all': unknown; one of: bernoulli, full, k-of-n",
     "uplink.compressor=quantise": "uplink.compressor = 'quantise': unknown (did you mean 'quantize'?); one of: ",
-    "downlink.compressor=3": "downlink.compressor = 3: unknown; one of: identity, quantize",
-    "uplink.compressor.levels=3": "uplink.compressor = {'levels': 3}: unknown; one of: identity, quantize, "
+    "downlink.compressor=3": f"downlink.compressor = 3: unknown; one of: {COMPRESSORS}",
+    "uplink.compressor.levels=3": f"uplink.compressor = {{'levels': 3}}: unknown; one of: {COMPRESSORS}, "
     "with its keys in [uplink] itself",
     # a missing key
     BERNOULLI: "participation.p is missing; [participation] with scheme = 'bernoulli' needs it (the probability that ",

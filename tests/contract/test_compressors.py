@@ -19,7 +19,20 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 from torch import Tensor
 
-from fedsim.compression import Compressor, Identity, Levels, LevelsLayout, Payload, Quantize
+from fedsim.compression import (
+    Bernoulli,
+    Compressor,
+    Identity,
+    Levels,
+    LevelsLayout,
+    LowRank,
+    Payload,
+    PermK,
+    Quantize,
+    RandK,
+    SparseTernary,
+    TopK,
+)
 from fedsim.compression.payload import parts, row
 from fedsim.errors import DivergedError, WireError
 from fedsim.randomness import Purpose, Stream
@@ -37,6 +50,22 @@ COMPRESSORS: list[Compressor] = [
     Quantize(3, bucket=5),
     Quantize(1, "linf", bucket=4),
     Quantize(1, bucket=1),
+    RandK(0.25),
+    RandK(0.25, unbiased=False),
+    RandK(0.25, values=Identity("float64")),
+    RandK(0.75, values=Quantize(2)),
+    RandK(0.25, values=Quantize(4, "linf", bucket=3)),
+    RandK(0.75, unbiased=False, values=Quantize(16)),
+    Bernoulli(0.25),
+    PermK(3),
+    TopK(0.01),
+    TopK(0.25),
+    TopK(1.0),
+    TopK(0.75, values=Quantize(3)),
+    SparseTernary(0.25),
+    SparseTernary(1.0),
+    LowRank(1),
+    LowRank(2, columns=3),
 ]
 QUANTIZERS = [compressor for compressor in COMPRESSORS if isinstance(compressor, Quantize)]
 DTYPES = [torch.float32, torch.float64]
@@ -134,7 +163,7 @@ def test_a_payload_of_another_kind_is_refused(compressor: Compressor) -> None:
     if isinstance(compressor, Quantize):
         others.append(Identity())
     for other in others:
-        with pytest.raises(WireError, match=type(compressor).__name__.lower()):
+        with pytest.raises(WireError, match=f"^{type(compressor).__struct_config__.tag} "):
             compressor.decompress(other.compress(rows, NOISE, ids), torch.float32)
 
 
@@ -148,7 +177,8 @@ def test_the_noise_belongs_to_the_client_and_the_round(compressor: Compressor) -
         compressor.compress(rows[:1], NOISE.at(7), torch.tensor([5])),
         compressor.compress(rows[:1], Stream(4, Purpose.DOWNLINK, 6), torch.tensor([5])),
     ]
-    random = isinstance(compressor, Quantize) and compressor.bucket != 1  # alone in its bucket, a number is its norm
+    random = not isinstance(compressor, Identity | TopK | SparseTernary) and compressor != Quantize(1, bucket=1)
+    random |= isinstance(compressor, TopK) and isinstance(compressor.values, Quantize)
     assert [same(row(payload, 0), other) for other in elsewhere] == [not random] * 3
 
 

@@ -66,6 +66,7 @@ def federate(
 DIGITS = {"data": {"source": "digits"}, "partition": {"clients": 12, "alpha": 0.5}}
 LINEAR = {"data": {"source": "synthetic-linear", "clients": 8, "per_client": 15, "features": 5}}
 HALF = {"scheme": "bernoulli", "p": 0.5}
+WIDE = {"compressor": "identity", "values": "float64"}
 FEDERATIONS: dict[str, dict[str, Any]] = {
     "artemis": {**DIGITS, "participation": HALF, "local": {"batch": 7, "steps": 2}},
     "artemis, updates of more than 127 bytes": {**DIGITS, "participation": HALF, "downlink": {"levels": 100}},
@@ -106,6 +107,37 @@ FEDERATIONS: dict[str, dict[str, Any]] = {
         "server": {"step": 0.1},
         "local": {"batch": 10},
         "rounds": 6,
+    },
+    "levels at random places up, a mask down": {
+        **DIGITS,
+        "participation": HALF,
+        "uplink": {"compressor": "rand-k", "fraction": 0.2, "values": {"compressor": "quantize", "levels": 4}},
+        "downlink": {"compressor": "bernoulli", "probability": 0.5},
+    },
+    "blocks of an order up, some places down, float64": {
+        **DIGITS,
+        "participation": {"scheme": "full"},
+        "uplink": {"compressor": "perm-k", "parts": 12},
+        "downlink": {
+            "compressor": "rand-k",
+            "fraction": 0.5,
+            "values": {"compressor": "identity", "values": "float64"},
+        },
+        "run": {"precision": "float64"},
+    },
+    "the largest up, their signs down, with feedback": {
+        **DIGITS,
+        "algorithm": "double-squeeze",
+        "participation": HALF,
+        "uplink": {"compressor": "top-k", "fraction": 0.1},
+        "downlink": {"compressor": "stc", "fraction": 0.1},
+    },
+    "low rank both ways, with feedback": {
+        **DIGITS,
+        "algorithm": "double-squeeze",
+        "participation": {"scheme": "full"},
+        "uplink": {"compressor": "low-rank"},
+        "downlink": {"compressor": "low-rank", "rank": 3},
     },
 }
 

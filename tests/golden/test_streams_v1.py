@@ -76,7 +76,8 @@ def test_purposes_keep_their_numbers() -> None:
         "SPLIT": 7,
         "SYNTHETIC": 8,
         "ORDER": 9,
-        "SYNCHRONISE": 10,
+        "PLACES": 10,
+        "SYNCHRONISE": 11,
     }
     assert SERVER == 2**32 - 1
 

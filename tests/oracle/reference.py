@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 Row = NDArray[Any]
 Table = dict[str, Any]
 
-PARTICIPATION, BATCH, UPLINK, DOWNLINK, ORDER, SYNCHRONISE = 1, 2, 3, 4, 9, 10
+PARTICIPATION, BATCH, UPLINK, DOWNLINK, ORDER, SYNCHRONISE = 1, 2, 3, 4, 9, 11
 SERVER = 2**32 - 1
 HEADER_BYTES = 40
 

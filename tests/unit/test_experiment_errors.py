@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsim.algorithms.method import AnyCompressor
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment, from_table, load
 from fedsim.keys import nearest
@@ -35,6 +36,12 @@ UNKNOWN = [
     ("local.step_s=1", "'local.step_s'", "'local.steps'", "[local]:", "steps, epochs, batch, order, step, send"),
     ("server.stp=1", "'server.stp'", "'server.step'", "[server]:", "step, schedule"),
     ("run.thread=1", "'run.thread'", "'run.threads'", "[run]:", "precision, device"),
+    (
+        "uplink={compressor='rand-k', values={compressor='quantize', levls=2}}",
+        "'uplink.values.levls'",
+        "'uplink.values.levels'",
+        "[uplink.values] with compressor = 'quantize': compressor, levels, norm, bucket",
+    ),
 ]
 
 
@@ -45,11 +52,17 @@ def test_unknown_keys_name_the_nearest(parts: tuple[str, ...], refused: Refused)
         load(None, [assignment])
 
 
+COMPRESSORS = ", ".join(sorted(str(kind.__struct_config__.tag) for kind in get_args(AnyCompressor)))
 KINDS = [
-    ("uplink.compressor=quantise", "uplink.compressor = 'quantise'", "'quantize'", "identity, quantize"),
-    ("downlink.compressor=5", "downlink.compressor = 5", "identity, quantize"),
-    ("uplink.compressor=[1]", "uplink.compressor = [1]", "identity, quantize"),
-    ("uplink.compressor.levels=2", "uplink.compressor = {'levels': 2}", "identity, quantize", "[uplink]"),
+    ("uplink.compressor=quantise", "uplink.compressor = 'quantise'", "'quantize'", COMPRESSORS),
+    ("downlink.compressor=5", "downlink.compressor = 5", COMPRESSORS),
+    ("uplink.compressor=[1]", "uplink.compressor = [1]", COMPRESSORS),
+    ("uplink.compressor.levels=2", "uplink.compressor = {'levels': 2}", COMPRESSORS, "[uplink]"),
+    (
+        "uplink={compressor='top-k', values={compressor='stc'}}",
+        "uplink.values.compressor = 'stc': unknown",
+        "one of: identity, quantize",
+    ),
     ("data.source=digit", "data.source = 'digit'", "'digits'", "breast-cancer, digits"),
     ("partition.scheme=dirichlt", "partition.scheme = 'dirichlt'", "'dirichlet'", "clusters, dirichlet, iid"),
     ("task.kind=svm", "task.kind = 'svm'", "cnn, least-squares, logistic, mlp, module, softmax"),

@@ -18,7 +18,7 @@ from fedsim.algorithms.method import (
     check_error,
     feedback_coefficient,
 )
-from fedsim.compression import Identity, Quantize
+from fedsim.compression import Identity, Quantize, RandK, TopK
 from fedsim.errors import ConfigError
 
 MEMORY = Uplink(memory=True)
@@ -91,12 +91,21 @@ def test_feedback_must_be_stable() -> None:
     """c^2 omega < 1; Quantize(1) has omega = 10 at d = 100."""
     for feedback in (0.0, 0.316):
         check_error("uplink", Quantize(), feedback, 0.0, 100)
-    check_error("uplink", Identity(), 1.0, 0.0, 100)
+    for contraction in (Identity(), TopK(0.01), RandK(0.01, unbiased=False)):
+        check_error("uplink", contraction, 1.0, 0.0, 100)
+    check_error("uplink", RandK(0.01), 0.0, 0.0, 100)
     for feedback in (0.317, 1.0):
         with pytest.raises(
             ConfigError, match=r"uplink\.feedback is .*omega = 10 at d = 100.*smaller step, or more levels"
         ):
             check_error("uplink", Quantize(), feedback, 0.0, 100)
+
+
+def test_what_a_biased_compressor_leaves_out_must_be_recovered() -> None:
+    for name, compressor in (("top-k", TopK(0.01)), ("rand-k", RandK(0.01, unbiased=False))):
+        check_error("uplink", compressor, 0.0, 1.0, 100)
+        with pytest.raises(ConfigError, match=rf"uplink\.compressor: '{name}' is biased, .*use uplink\.feedback = 1"):
+            check_error("uplink", compressor, 0.0, 0.0, 100)
 
 
 def test_a_memory_must_be_stable() -> None:
