@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class ValuesLayout:
-    """Rows of ``d`` plain numbers of type ``dtype`` (float32 or float64), little-endian on the wire."""
+    """Rows of ``d`` plain numbers of type ``dtype`` (a float of 16, 32 or 64 bits), little-endian on the wire."""
 
     d: int
     dtype: torch.dtype = torch.float32
@@ -32,6 +32,23 @@ class LevelsLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class DigitsLayout:
+    """Rows of ``d`` integers in [0, base), one float32 scale for each bucket of ``bucket`` of them (0: no scales), and a
+    32-bit seed where ``seeded``.
+    """
+
+    d: int
+    base: int
+    bucket: int = 0
+    seeded: bool = False
+
+    @property
+    def buckets(self) -> int:
+        """Number of scales in a row; the last bucket may be shorter."""
+        return -(-self.d // self.bucket) if self.bucket else 0
+
+
+@dataclass(frozen=True, slots=True)
 class Values:
     """Uncompressed rows. values: layout.dtype[n, d]."""
 
@@ -46,6 +63,20 @@ class Levels:
     layout: LevelsLayout
     levels: Tensor
     norms: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Digits:
+    """Rows that keep every coordinate as one of a few symbols.
+
+    digits: int32[n, d], in [0, base), 0 in a bucket of scale zero; scales: float32[n, buckets], >= 0; seeds: int64[n, 1]
+    in [0, 2^32), or int64[n, 0].
+    """
+
+    layout: DigitsLayout
+    digits: Tensor
+    scales: Tensor
+    seeds: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +102,8 @@ class Sparse:
         return Levels(self.layout, levels.view(n, d), self.norms)
 
 
-Layout = ValuesLayout | LevelsLayout
-Payload = Values | Levels
+Layout = ValuesLayout | LevelsLayout | DigitsLayout
+Payload = Values | Levels | Digits
 Received = Payload | Sparse
 """What the server's arithmetic takes; only a ``Payload`` has an encoding, which is that of the same rows."""
 

@@ -1,6 +1,6 @@
 """Payload rows <-> bytes: one message a row, lossless, canonical (one row has one encoding, and only that one is read).
 
-Each layout has a module with its format: ``values``, ``levels``.
+Each layout has a module with its format: ``values``, ``levels``, ``digits``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fedsim.compression.payload import Layout, LevelsLayout, Payload, Received, Sparse, ValuesLayout
+from fedsim.compression.payload import DigitsLayout, Layout, LevelsLayout, Payload, Received, Sparse, ValuesLayout
 from fedsim.errors import WireError
-from fedsim.wire import levels, values
+from fedsim.wire import digits, levels, values
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Code:
 CODES: dict[type, Code] = {
     ValuesLayout: Code(values.bounds, values.size, values.encode, values.decode, total=True),
     LevelsLayout: Code(levels.bounds, levels.size, levels.encode, levels.decode),
+    DigitsLayout: Code(digits.bounds, digits.size, digits.encode, digits.decode),
 }
 
 
