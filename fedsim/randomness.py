@@ -47,6 +47,7 @@ class Purpose(IntEnum):
     SPLIT = 7
     SYNTHETIC = 8
     ORDER = 9
+    ROTATION = 16
 
 
 def philox(

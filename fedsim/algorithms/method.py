@@ -10,11 +10,22 @@ import msgspec
 import torch
 from torch import Tensor
 
-from fedsim.compression import Compressor, Identity, Layout, Payload, Quantize
+from fedsim.compression import (
+    Compressor,
+    Eden,
+    Half,
+    Identity,
+    Layout,
+    Natural,
+    NaturalDithering,
+    Payload,
+    Quantize,
+    Sign,
+)
 from fedsim.errors import ConfigError
 from fedsim.randomness import Stream
 
-AnyCompressor = Identity | Quantize
+AnyCompressor = Identity | Quantize | Natural | NaturalDithering | Sign | Eden | Half
 Feedback = Annotated[float, msgspec.Meta(ge=0, le=1)] | Literal["step"]
 
 

@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 
 from fedsim.compression.cohort import compress_difference, send, weighted_sums
+from fedsim.compression.eden import Eden
+from fedsim.compression.half import Half
 from fedsim.compression.identity import Identity
+from fedsim.compression.natural import Natural, NaturalDithering
 from fedsim.compression.payload import (
+    Digits,
+    DigitsLayout,
     Layout,
     Levels,
     LevelsLayout,
@@ -20,17 +25,25 @@ from fedsim.compression.payload import (
     ValuesLayout,
 )
 from fedsim.compression.quantize import Quantize
+from fedsim.compression.sign import Sign
 from fedsim.randomness import Stream
 
 __all__ = [
     "Compressor",
+    "Digits",
+    "DigitsLayout",
+    "Eden",
+    "Half",
     "Identity",
     "Layout",
     "Levels",
     "LevelsLayout",
+    "Natural",
+    "NaturalDithering",
     "Payload",
     "Quantize",
     "Received",
+    "Sign",
     "Sparse",
     "Values",
     "ValuesLayout",

@@ -34,13 +34,14 @@ class LevelsLayout:
 @dataclass(frozen=True, slots=True)
 class DigitsLayout:
     """Rows of ``d`` integers in [0, base), one float32 scale for each bucket of ``bucket`` of them (0: no scales), and a
-    32-bit seed where ``seeded``.
+    32-bit seed where ``seeded``. ``kept``: coordinates of the rows that they stand for, where those are fewer; else 0.
     """
 
     d: int
     base: int
     bucket: int = 0
     seeded: bool = False
+    kept: int = 0
 
     @property
     def buckets(self) -> int:

@@ -76,6 +76,7 @@ def test_purposes_keep_their_numbers() -> None:
         "SPLIT": 7,
         "SYNTHETIC": 8,
         "ORDER": 9,
+        "ROTATION": 16,
     }
     assert SERVER == 2**32 - 1
 
