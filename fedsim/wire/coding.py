@@ -36,14 +36,14 @@ CODES: dict[type, Code] = {
 
 
 def longest(layout: Layout) -> int:
-    """Bytes that no message of this layout exceeds, and one has. Raises WireError if it has no format."""
+    """Bytes that no message of this layout exceeds; a short row reaches them. Raises WireError if it has no format."""
     return CODES[type(layout)].bounds(layout)[1]
 
 
 def size(payload: Received) -> Tensor:
-    """Bits of each row's message, int64[n]: 8 * the length of its encoding, without making it.
+    """Bits of each row's message, int64[n]: 8 * the length of its encoding.
 
-    Raises WireError where ``encode`` does.
+    It is made only where the length of the entropy code has to be known. Raises WireError where ``encode`` does.
     """
     if isinstance(payload, Sparse):
         return levels.sparse_size(payload)
@@ -53,8 +53,8 @@ def size(payload: Received) -> Tensor:
 def encode(payload: Payload) -> list[bytes]:
     """Payload of n rows, on any device -> n messages.
 
-    Raises WireError if the payload does not fit its layout: shape, type, a level beyond s or in a bucket of norm zero,
-    a norm that is not finite or carries a minus sign.
+    Raises WireError if the payload does not fit its layout: shape, type, a level or digit beyond its range or in a bucket of
+    norm zero, a norm that is not finite or carries a minus sign.
     """
     return CODES[type(payload.layout)].encode(payload)
 
