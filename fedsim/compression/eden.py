@@ -4,7 +4,7 @@
 
     paper    here      meaning
     D        signs     random signs, from a 32-bit seed that is sent
-    H        hadamard  the Hadamard matrix of order b, a power of two; b: coordinates of a bucket, zeros added at the end
+    H        hadamard  the Hadamard matrix of order b, a power of two: the coordinates of a bucket and zeros at the end
     y                  nearly Gaussian, whatever x was, of unit variance
     q        centroids the 2^bits Lloyd-Max points of the standard Gaussian
     S        scales    "unbiased": ||x||^2 / <z, q>; "least-squares": <z, q> / ||q||^2. Sent as float32, over sqrt(b)
@@ -15,14 +15,14 @@ On rows of many coordinates of like size, and on one coordinate alone, the error
     unbiased                   0.571   0.133  0.0358  0.0096   of ||x||^2: 1 / E q^2 - 1
     least-squares              0.363   0.117  0.0345  0.0095   1 - E q^2
 
-What holds of every row is less. With a uniformly random rotation the first would be unbiased; with H D it is not: of two
-coordinates a > b > 0, one bit keeps a (1 + b^2 / a^2) and nothing of b. So omega is infinite, and "unbiased" has no delta
-either (two equal coordinates: the error is ||x||^2 with one bit). With "least-squares" the error is
-||x||^2 (1 - <y, q>^2 / (b ||q||^2)). Each y_k is a sum of x's coordinates with independent signs, over ||x||: E y^2 = 1,
-E y^4 <= 3. By the inequality of Cauchy and Schwarz E <y, q>^2 / ||q||^2 >= b (E y q(y))^2 / E q(y)^2, where y is any of
-the y_k, and so delta is at least the least value of (E y q)^2 / E q^2 over all laws of those moments: a linear program
-for each E q^2, which the tests solve. With one bit it is (E |y|)^2 >= 1/2 (Khintchine's inequality with Szarek's
-constant), reached by two equal coordinates.
+What holds of every row is less. With a uniformly random rotation the first would be unbiased; with H D it is not: of
+two coordinates a > b > 0, one bit keeps a (1 + b^2 / a^2) and nothing of b. So omega is infinite, and "unbiased" has no
+delta either (two equal coordinates: the error is ||x||^2 with one bit). With "least-squares" the error is
+||x||^2 (1 - <y, q>^2 / (b ||q||^2)). Each y_k is a sum of x's coordinates with independent signs, over ||x||:
+E y^2 = 1, E y^4 <= 3. By the inequality of Cauchy and Schwarz E <y, q>^2 / ||q||^2 >= b (E y q(y))^2 / E q(y)^2, where
+y is any of the y_k, and so delta is at least the least value of (E y q)^2 / E q^2 over all laws of those moments: a
+linear program for each E q^2, which the tests solve. With one bit it is (E |y|)^2 >= 1/2 (Khintchine's inequality with
+Szarek's constant), reached by two equal coordinates.
 
 Source: Vargaftik et al., "DRIVE", NeurIPS 2021, and "EDEN", ICML 2022, arXiv 2108.08842.
 """
@@ -67,8 +67,8 @@ class Eden(msgspec.Struct, frozen=True, tag_field="compressor", tag="eden", forb
 
     Args:
         bits: of a coordinate, 1 to 4.
-        scale: "least-squares", the smallest error, for error feedback; or "unbiased", which it nearly is on rows of many
-            coordinates of like size and is not on others.
+        scale: "least-squares", the smallest error, for error feedback; or "unbiased", which it nearly is on rows of
+            many coordinates of like size and is not on others.
         bucket: coordinates that are rotated together and share a scale, a power of two; 0: the whole row, which is
             lengthened to a power of two.
 
@@ -93,7 +93,7 @@ class Eden(msgspec.Struct, frozen=True, tag_field="compressor", tag="eden", forb
         return DigitsLayout(-(-d // b) * b, 2**self.bits, b, seeded=True, kept=d)
 
     def compress(self, rows: Tensor, noise: Stream, clients: Tensor) -> Payload:
-        """float[n, d] -> Digits: twice a centroid's number, and 1 where it is negative. clients[i]'s noise is row i's seed.
+        """float[n, d] -> Digits: twice a centroid's number, and 1 where it is negative. clients[i]'s noise is the seed.
 
         Raises DivergedError when a row is not finite or its norm is beyond float32.
         """
@@ -124,7 +124,7 @@ class Eden(msgspec.Struct, frozen=True, tag_field="compressor", tag="eden", forb
             raise WireError(f"eden with {self.bits} bits got {type(payload).__name__} of another layout")
         layout, positive = payload.layout, torch.tensor(CENTROIDS[self.bits], dtype=torch.float64)
         centroids = torch.stack([positive, -positive], dim=1).flatten().to(payload.digits.device, dtype)
-        found = centroids[payload.digits.long()].unflatten(1, (layout.buckets, layout.bucket))
+        found = centroids[payload.digits.long()].reshape(-1, layout.buckets, layout.bucket)
         rotated = hadamard(found) * _signs(payload.seeds, layout, dtype)
         return (payload.scales.to(dtype)[:, :, None] * rotated).flatten(1)[:, : layout.kept]
 
@@ -160,7 +160,8 @@ def hadamard(rows: Tensor) -> Tensor:
 
 
 def _signs(seeds: Tensor, layout: DigitsLayout, dtype: torch.dtype) -> Tensor:
-    """Random signs that belong to a seed: int64[n, 1] -> dtype[n, buckets, bucket]; bit i of word w is number 32 w + i."""
+    """Random signs of a seed, int64[n, 1] -> dtype[n, buckets, bucket]: number 32 w + i is bit i of word w."""
     words = Stream(0, Purpose.ROTATION).words(seeds[:, 0], -(-layout.d // 32))
     bits = words[:, :, None] >> torch.arange(32, device=words.device) & 1
-    return (1 - 2 * bits.flatten(1)[:, : layout.d]).to(dtype).unflatten(1, (layout.buckets, layout.bucket))
+    signs: Tensor = 1 - 2 * bits.flatten(1)[:, : layout.d].to(dtype)
+    return signs.reshape(-1, layout.buckets, layout.bucket)

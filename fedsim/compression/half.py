@@ -6,8 +6,8 @@
 
 A float16 ends at 65504 and at 6e-8, where gradients do not, so each row is first divided by the power of two that takes
 its largest magnitude into [2^14, 2^15), and the exponent is sent before the row, as one more float16 (a whole number of
-at most 1009 in magnitude, which a float16 holds exactly). bfloat16 has the range of float32: a row beyond 3.38e38 is refused, and
-numbers below 1e-38 may lose more than 2^-8 of themselves.
+at most 1009 in magnitude, which a float16 holds exactly). bfloat16 has the range of float32: a row beyond 3.38e38 is
+refused, and numbers below 1e-38 may lose more than 2^-8 of themselves.
 
 Rounding to nearest is biased, so omega is infinite; delta = 1 - 2^-16 or 1 - 2^-22 - d 2^-78.
 """

@@ -33,8 +33,8 @@ class LevelsLayout:
 
 @dataclass(frozen=True, slots=True)
 class DigitsLayout:
-    """Rows of ``d`` integers in [0, base), one float32 scale for each bucket of ``bucket`` of them (0: no scales), and a
-    32-bit seed where ``seeded``. ``kept``: coordinates of the rows that they stand for, where those are fewer; else 0.
+    """Rows of ``d`` integers in [0, base), a float32 scale for each bucket of ``bucket`` of them (0: none), and a seed
+    of 32 bits where ``seeded``. ``kept``: coordinates of the rows that they stand for, where those are fewer; else 0.
     """
 
     d: int
@@ -70,8 +70,8 @@ class Levels:
 class Digits:
     """Rows that keep every coordinate as one of a few symbols.
 
-    digits: int32[n, d], in [0, base), 0 in a bucket of scale zero; scales: float32[n, buckets], >= 0; seeds: int64[n, 1]
-    in [0, 2^32), or int64[n, 0].
+    digits: int32[n, d], in [0, base), 0 in a bucket of scale zero; scales: float32[n, buckets], >= 0; seeds:
+    int64[n, 0] or int64[n, 1], in [0, 2^32).
     """
 
     layout: DigitsLayout

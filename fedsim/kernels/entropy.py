@@ -15,13 +15,13 @@ _FRACTION = 16
 @compiled
 def _log2(number: int, length: int) -> int:
     """``ans._log2`` of a number of so many bits."""
-    logs, rest = length - 1, np.uint64(number) << np.uint64(32 - length)
+    logs, rest = np.int64(length - 1), np.uint64(number) << np.uint64(32 - length)
     for _ in range(_FRACTION):
         rest = rest * rest >> np.uint64(31)
         digit = rest >> np.uint64(32)
         rest >>= digit
         logs = 2 * logs + np.int64(digit)
-    return logs
+    return int(logs)
 
 
 @compiled
@@ -45,9 +45,9 @@ def bits(counts: Ints, first: int, last: int) -> int:
     total, table, sums = np.int64(0), 2 * _length(len(counts) - 1), np.int64(0)
     for symbol in range(first, last + 1):
         total += counts[symbol]
-    whole = _log2(total, _length(total))
+    whole = _log2(int(total), _length(int(total)))
     for symbol in range(first, last + 1):
-        count = counts[symbol]
+        count = int(counts[symbol])
         length = _length(count)
         table += length + 1 + length // 2
         if count:

@@ -9,11 +9,11 @@
 The symbols that occur, in ascending order, get frequencies f = 1 + floor(w (2^24 - m) / sum w), m of them; what lacks
 to 2^24 goes to the (first) one of largest w; c is the sum of the f before. The code is stream ANS with a 64-bit state
 x: from the last symbol to the first, if x >= 2^40 f, the low 32 bits of x become a word and x its high bits; then
-x = floor(x / f) 2^24 + c + x mod f. x is 0 at first and its words, low ones first, are the last ones; the highest is not
-zero. All of this is arithmetic of whole numbers, so that both ends build the same frequencies on any machine.
+x = floor(x / f) 2^24 + c + x mod f. x is 0 at first and its words, low ones first, are the last ones; the highest is
+not zero. All of this is arithmetic of whole numbers, so that both ends build the same frequencies on any machine.
 
 That is the code of the library constriction, which does it here (its quantization of probabilities is exact for those
-given). Half the bits of a count are as many as are worth sending: an error of 2^(-L / 2) costs about as much as they do.
+given). Half the bits of a count are as many as are worth sending: an error of 2^(-L / 2) costs as much as they do.
 
 Source: Duda, "Asymmetric numeral systems", arXiv 1311.2540, 2013; Bamler, "Understanding entropy coding with
 asymmetric numeral systems", arXiv 2201.01741, 2022 (constriction).
@@ -61,14 +61,15 @@ def estimate(counts: Ints) -> int:
 def encode(symbols: Symbols, counts: Ints, head: Bits) -> bytes:
     """``head``, the table, zeros to a whole byte, words. symbols: int32[d], d >= 1; counts: theirs, int64[base]."""
     used = np.flatnonzero(counts)
-    start = np.packbits(np.concatenate([head, table(counts)])).tobytes()
+    start: bytes = np.packbits(np.concatenate([head, table(counts)])).tobytes()
     if used.size == 1:
         return start
     ranks = np.zeros(counts.size, np.int32)
     ranks[used] = np.arange(used.size)
     coder = constriction.stream.stack.AnsCoder()
     coder.encode_reverse(ranks[symbols], _model(_middles(counts[used])))
-    return start + coder.get_compressed().astype("<u4").tobytes()
+    words: NDArray[np.uint32] = coder.get_compressed()
+    return start + words.astype("<u4").tobytes()
 
 
 def decode(body: Bits, skip: int, d: int, base: int) -> Symbols:
@@ -98,7 +99,8 @@ def decode(body: Bits, skip: int, d: int, base: int) -> Symbols:
         return np.repeat(symbols, d)
     coder = constriction.stream.stack.AnsCoder(octets.view("<u4").astype(np.uint32))
     ranks: Symbols = coder.decode(_model(_middles(counts[used])), d)
-    return symbols[ranks]
+    found: Symbols = symbols[ranks]
+    return found
 
 
 def _middles(counts: Ints) -> Ints:
@@ -110,7 +112,7 @@ def _middles(counts: Ints) -> Ints:
 
 def frequencies(weights: Ints) -> Ints:
     """f of each w, int64[m]."""
-    found = 1 + weights * (_TOTAL - weights.size) // weights.sum()
+    found: Ints = 1 + weights * (_TOTAL - weights.size) // weights.sum()
     found[np.argmax(weights)] += _TOTAL - found.sum()
     return found
 

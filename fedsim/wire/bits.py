@@ -63,7 +63,8 @@ def read_fields(bits: Bits, widths: Ints) -> Ints:
     """
     sums = np.concatenate([[0], np.cumsum(bits.astype(np.int64) << _falling(widths))])
     ends = np.cumsum(widths)
-    return sums[ends] - sums[ends - widths]
+    numbers: Ints = sums[ends] - sums[ends - widths]
+    return numbers
 
 
 def _falling(widths: Ints) -> Ints:

@@ -53,8 +53,8 @@ def size(payload: Received) -> Tensor:
 def encode(payload: Payload) -> list[bytes]:
     """Payload of n rows, on any device -> n messages.
 
-    Raises WireError if the payload does not fit its layout: shape, type, a level or digit beyond its range or in a bucket of
-    norm zero, a norm that is not finite or carries a minus sign.
+    Raises WireError if the payload does not fit its layout: shape, type, a level or digit beyond its range or in a
+    bucket of norm zero, a norm that is not finite or carries a minus sign.
     """
     return CODES[type(payload.layout)].encode(payload)
 

@@ -4,8 +4,8 @@
   scales  one little-endian float32 for each bucket: finite, >= 0, not -0.0
   body    nothing if there are scales and all are zero. Else one of
             fixed     the digits grouped (see ``bits``), then zeros to a whole byte
-            entropy   a table of the digits' counts and an ANS code (see ``ans``); always shorter than the fixed body, so
-                      that its length tells which one it is
+            entropy   a table of the digits' counts and an ANS code (see ``ans``); always shorter than the fixed body,
+                      so that its length tells which one it is
 
 The entropy code is tried where the bits of its table and the digits' zero-order entropy (``ans.estimate``) are fewer
 than those of the fixed body, and taken where its bytes are. A digit in a bucket of scale zero is zero.
@@ -49,11 +49,10 @@ def encode(payload: Digits) -> list[bytes]:
     """One message a row."""
     digits, scales, seeds = _checked(payload)
     layout = payload.layout
-    heads = [seed.tobytes() + row.tobytes() for seed, row in zip(seeds.astype("<u4"), scales.astype("<f4"), strict=True)]
-    written = scales.any(axis=1) if layout.bucket else np.ones(len(digits), bool)
-    return [
-        head + _body(row, layout) if some else head for head, row, some in zip(heads, digits, written, strict=True)
-    ]
+    starts = zip(seeds.astype("<u4"), scales.astype("<f4"), strict=True)
+    heads = [seed.tobytes() + row.tobytes() for seed, row in starts]
+    written = np.logical_or(scales.any(axis=1), not layout.bucket).tolist()
+    return [head + _body(row, layout) if some else head for head, row, some in zip(heads, digits, written, strict=True)]
 
 
 def decode(messages: Sequence[bytes], layout: DigitsLayout) -> Digits:

@@ -5,8 +5,8 @@
          4-bit code and is padded to whole bytes.
 
   code 15, dense    code | level + s of each coordinate as digits of base 2 s + 1, grouped (see ``bits``) | zeros
-  code 15, entropy  code | a table of the counts of level + s, zeros to a whole byte, words (see ``ans``); always shorter
-                    than the dense body, so that its length tells which one it is
+  code 15, entropy  code | a table of the counts of level + s, zeros to a whole byte, words (see ``ans``); always
+                    shorter than the dense body, so that its length tells which one it is
   code b < 15, sparse (Golomb-Rice with b remainder bits, split into two planes)
                     code | w, in 4 bits, only if s > 1 | fixed plane | unary plane | ones
     gap             zeros between a nonzero level and the nonzero before it (or the start of the row)
@@ -257,9 +257,11 @@ def _compiled_bytes(
 
     octets, tried = np.empty(len(levels), np.int64), np.empty(len(levels), np.bool_)
     sizes = _header_bits(layout), _dense_bits(layout)
-    return (octets, tried) if rice.message_bytes(
-        levels, norms, layout.levels, layout.bucket, *sizes, octets, tried
-    ) else None
+    return (
+        (octets, tried)
+        if rice.message_bytes(levels, norms, layout.levels, layout.bucket, *sizes, octets, tried)
+        else None
+    )
 
 
 def _compiled_bodies(levels: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout) -> list[bytes] | None:

@@ -156,7 +156,7 @@ def test_a_payload_of_another_kind_is_refused(compressor: Compressor) -> None:
     if isinstance(compressor, Quantize):
         others.append(Identity())
     for other in others:
-        with pytest.raises(WireError, match=getattr(compressor, "__struct_config__").tag):
+        with pytest.raises(WireError, match=compressor.__struct_config__.tag):
             compressor.decompress(other.compress(rows, NOISE, ids), torch.float32)
 
 

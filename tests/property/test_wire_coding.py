@@ -14,7 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim import kernels
-from fedsim.compression.payload import Digits, DigitsLayout, Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout, parts, row
+from fedsim.compression.payload import (
+    Digits,
+    DigitsLayout,
+    Layout,
+    Levels,
+    LevelsLayout,
+    Payload,
+    Values,
+    ValuesLayout,
+    parts,
+    row,
+)
 from fedsim.errors import WireError
 from fedsim.wire import ans, decode, encode, longest, size
 from fedsim.wire.levels import MAX_LEVELS

@@ -1,7 +1,7 @@
 """Compressors that keep every coordinate: unbiased where they say so, and omega and delta valid and tight.
 
-Seeds are fixed. Were they redrawn, the chance of a failure is below 1e-6 for the comparisons by exact binomial tails and
-Bernstein's inequality (SUITE is shared out over them), and below 1e-8 for each of those that allow six standard errors.
+Seeds are fixed. Were they redrawn, the chance of a failure is below 1e-6 for the comparisons by exact binomial tails
+and Bernstein's inequality (SUITE is shared out over them), and 1e-8 for each of those that allow six standard errors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ SUITE = 1e-6
 DRAWS = 20_000
 NOISE = Stream(seed=5, purpose=Purpose.UPLINK, round=2)
 DTYPES = [torch.float32, torch.float64]
-ROUNDING = [Natural(), NaturalDithering(8), NaturalDithering(1), NaturalDithering(4, "linf"), NaturalDithering(3, "l2", 5)]
+ROUNDING = [
+    Natural(),
+    NaturalDithering(8),
+    NaturalDithering(1),
+    NaturalDithering(4, "linf"),
+    NaturalDithering(3, bucket=5),
+]
 generator = np.random.default_rng(7)
 ROWS: dict[str, NDArray[np.float64]] = {
     "gaussian": generator.standard_normal(13),
@@ -69,7 +75,9 @@ def neighbours(compressor: Natural | NaturalDithering, y: NDArray[np.float64]) -
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ROWS)
 @every_rounding
-def test_unbiased_with_the_exact_variance(compressor: Natural | NaturalDithering, name: str, dtype: torch.dtype) -> None:
+def test_unbiased_with_the_exact_variance(
+    compressor: Natural | NaturalDithering, name: str, dtype: torch.dtype
+) -> None:
     """A coordinate of magnitude y norm between two powers of two is the upper one with chance (y - low) / (high - low).
 
     y is known up to ``blur``, the rounding of the division by the norm and of the draw, so the count of upper ones lies
@@ -278,7 +286,7 @@ def test_delta_of_eden_holds_on_rows_of_few_numbers(bits: int) -> None:
             assert errors.mean() <= 1 - Eden(bits).delta(64) + 6 * errors.std() / 20 + 1e-9
 
 
-# ----------------------------------------------------------------------------- what other libraries got wrong, and costs
+# ---------------------------------------------------------------------------- what other libraries got wrong, and costs
 
 
 def test_natural_dithering_is_not_the_identity() -> None:
@@ -290,7 +298,7 @@ def test_natural_dithering_is_not_the_identity() -> None:
 
 
 def test_terngrad_has_a_variance() -> None:
-    """TernGrad is one level of the largest magnitude; with omega = 0 its step sizes would be those of no compression."""
+    """TernGrad is one level of the largest magnitude; with omega = 0 its step sizes are those of no compression."""
     d = 49
     row = np.where(np.arange(d) == 0, 1.0, 1 / (1 + math.sqrt(d)))
     errors = ((many(Quantize(1, "linf"), row, 4000, torch.float64) - row) ** 2).sum(axis=1) / (row**2).sum()
@@ -323,7 +331,9 @@ def test_formulas() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("compressor", [Natural(), NaturalDithering(), Sign(), Eden(), Half(), Half("float16")], ids=repr)
+@pytest.mark.parametrize(
+    "compressor", [Natural(), NaturalDithering(), Sign(), Eden(), Half(), Half("float16")], ids=repr
+)
 def test_rows_that_are_not_finite_are_refused(compressor: Compressor, bad: float) -> None:
     for dtype in DTYPES:
         rows = torch.ones(3, 13, dtype=dtype)

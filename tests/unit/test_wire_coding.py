@@ -10,7 +10,17 @@ import pytest
 import torch
 
 from fedsim import kernels
-from fedsim.compression.payload import Digits, DigitsLayout, Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout, row
+from fedsim.compression.payload import (
+    Digits,
+    DigitsLayout,
+    Layout,
+    Levels,
+    LevelsLayout,
+    Payload,
+    Values,
+    ValuesLayout,
+    row,
+)
 from fedsim.errors import WireError
 from fedsim.wire import decode, encode, longest, size
 
@@ -57,8 +67,14 @@ GOOD = levels([[0, 1, 0, -4, 0, 0]], [[1.0, 2.0]])
         (Values(ValuesLayout(2), torch.zeros(1, 3)), "values are"),
         (Values(ValuesLayout(2), torch.zeros(2)), "values are"),
         (Values(ValuesLayout(2, torch.float64), torch.zeros(1, 2)), re.escape("values are torch.float32[1, 2]")),
-        (Values(ValuesLayout(2, torch.int64), torch.zeros(1, 2).long()), "use torch.float16, torch.bfloat16, torch.float32, torch.float64"),
-        (digits([0, 0], [], [], DigitsLayout(3, 2)), re.escape("digits are torch.int32[1, 2], expected torch.int32[1, 3]")),
+        (
+            Values(ValuesLayout(2, torch.int64), torch.zeros(1, 2).long()),
+            "use torch.float16, torch.bfloat16, torch.float32, torch.float64",
+        ),
+        (
+            digits([0, 0], [], [], DigitsLayout(3, 2)),
+            re.escape("digits are torch.int32[1, 2], expected torch.int32[1, 3]"),
+        ),
         (digits([0, 0], [], [], DigitsLayout(2, 2, 1)), re.escape("scales are torch.float32[1, 0]")),
         (digits([0, 0], [], [], DigitsLayout(2, 2, seeded=True)), re.escape("seeds are torch.int64[1, 0]")),
         (digits([0, 2], [], [], DigitsLayout(2, 2)), "digits are 0 to 2, expected 0 to 1"),
@@ -156,7 +172,7 @@ def test_words_that_are_not_canonical(word: int) -> None:
     layout = DigitsLayout(300, 3)
     (message,) = encode(digits([0, 1, 0, 0, 0] * 60, [], [], layout))
     assert len(message) < 60
-    with pytest.raises(WireError, match="no entropy code|not the encoding of the row"):
+    with pytest.raises(WireError, match=r"no entropy code|not the encoding"):
         decode([message + struct.pack("<I", word)], layout)
 
 
