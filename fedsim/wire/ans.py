@@ -4,13 +4,14 @@
             the bit length L of the symbol's count in unary (see ``bits``), in one plane; then, in another, the L // 2
             bits after the first of each count. A count of 0 has L = 0. The count is taken to be the middle of those
             that begin so: w = first 1 + L // 2 bits, then a one, then zeros.
-    words   none if one symbol is all that occurs, else little-endian 32-bit words, those of the last symbols first
+    words   none if one symbol is all that occurs, else little-endian 32-bit words, those of the last symbols first, but
+            for the zero bytes at the end
 
 The symbols that occur, in ascending order, get frequencies f = 1 + floor(w (2^24 - m) / sum w), m of them; what lacks
 to 2^24 goes to the (first) one of largest w; c is the sum of the f before. The code is stream ANS with a 64-bit state
 x: from the last symbol to the first, if x >= 2^40 f, the low 32 bits of x become a word and x its high bits; then
-x = floor(x / f) 2^24 + c + x mod f. x is 0 at first and its words, low ones first, are the last ones; the highest is
-not zero. All of this is arithmetic of whole numbers, so that both ends build the same frequencies on any machine.
+x = floor(x / f) 2^24 + c + x mod f. x is 0 at first and its words, low ones first, are the last ones. All of
+this is arithmetic of whole numbers, so that both ends build the same frequencies on any machine.
 
 That is the code of the library constriction, which does it here (its quantization of probabilities is exact for those
 given). Half the bits of a count are as many as are worth sending: an error of 2^(-L / 2) costs as much as they do.
@@ -27,6 +28,7 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim import kernels
 from fedsim.errors import WireError
 from fedsim.wire.bits import Bits, Ints, fields, fixed, read_fields, read_fixed, unary
 
@@ -58,6 +60,15 @@ def estimate(counts: Ints) -> int:
     return int((some * (_log2(total) - _log2(some))).sum()) >> _FRACTION
 
 
+def least(counts: Ints) -> int:
+    """Bits of the table and estimate of those of the words."""
+    if kernels.installed():
+        from fedsim.kernels import entropy
+
+        return entropy.bits(counts.copy(), 0, counts.size - 1)
+    return table(counts).size + estimate(counts)
+
+
 def encode(symbols: Symbols, counts: Ints, head: Bits) -> bytes:
     """``head``, the table, zeros to a whole byte, words. symbols: int32[d], d >= 1; counts: theirs, int64[base]."""
     used = np.flatnonzero(counts)
@@ -69,7 +80,7 @@ def encode(symbols: Symbols, counts: Ints, head: Bits) -> bytes:
     coder = constriction.stream.stack.AnsCoder()
     coder.encode_reverse(ranks[symbols], _model(_middles(counts[used])))
     words: NDArray[np.uint32] = coder.get_compressed()
-    return start + words.astype("<u4").tobytes()
+    return start + words.astype("<u4").tobytes().rstrip(b"\0")
 
 
 def decode(body: Bits, skip: int, d: int, base: int) -> Symbols:
@@ -92,12 +103,13 @@ def decode(body: Bits, skip: int, d: int, base: int) -> Symbols:
     tops = (np.sign(lengths) << kept) | read_fields(_first(bits, stop)[at:], kept)
     counts = tops << np.maximum(lengths - 1 - kept, 0)
     used, octets = np.flatnonzero(counts), body[(skip + stop + 7) // 8 :]
-    if not used.size or octets.size % 4 or (octets.size and not octets[-4:].any()):
+    if not used.size or (octets.size and not octets[-1]):
         raise _damaged()
     symbols = (used + lo).astype(np.int32)
     if used.size == 1:
         return np.repeat(symbols, d)
-    coder = constriction.stream.stack.AnsCoder(octets.view("<u4").astype(np.uint32))
+    words = np.pad(octets, (0, -octets.size % 4)).view("<u4")
+    coder = constriction.stream.stack.AnsCoder(words.astype(np.uint32))
     ranks: Symbols = coder.decode(_model(_middles(counts[used])), d)
     found: Symbols = symbols[ranks]
     return found

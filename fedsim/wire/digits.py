@@ -74,7 +74,7 @@ def decode(messages: Sequence[bytes], layout: DigitsLayout) -> Digits:
 def _body(digits: NDArray[np.int32], layout: DigitsLayout) -> bytes:
     fixed = grouped_length(layout.d, layout.base)
     counts = np.bincount(digits, minlength=layout.base)
-    if ans.table(counts).size + ans.estimate(counts) < fixed:
+    if ans.least(counts) < fixed:
         body = ans.encode(digits, counts, _NONE)
         if len(body) < (fixed + 7) // 8:
             return body

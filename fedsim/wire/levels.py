@@ -196,7 +196,7 @@ def _tried(levels: NDArray[np.int32], bits: int, layout: LevelsLayout) -> bool:
     if not bits:
         return False
     counts = _counts(levels, layout)
-    return _DENSE_BITS.size + ans.table(counts).size + ans.estimate(counts) < bits
+    return _DENSE_BITS.size + ans.least(counts) < bits
 
 
 def _entropy(levels: NDArray[np.int32], layout: LevelsLayout) -> bytes:

@@ -73,7 +73,10 @@ def entropy_body(symbols: list[int], base: int, head: str, other: int) -> bytes 
     start = head + table(counts)
     if len(start) + estimate(counts) >= other:
         return None
-    body = to_bytes(start, "0") + b"".join(word.to_bytes(4, "little") for word in words(symbols, counts))
+    octets = b"".join(word.to_bytes(4, "little") for word in words(symbols, counts))
+    while octets.endswith(b"\0"):
+        octets = octets[:-1]
+    body = to_bytes(start, "0") + octets
     return body if len(body) < -(-other // 8) else None
 
 

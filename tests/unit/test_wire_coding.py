@@ -151,7 +151,8 @@ TERNARY = DigitsLayout(30, 3)
         ("0010 1111 1111", "no entropy code"),  # no end of a length
         ("0000 0000", "no entropy code"),  # nothing occurs
         ("0000 1111 0110 0000", "not the encoding of the row"),  # one symbol, 15 times
-        ("0000 1111 1011 1000 0000 0000", "no entropy code"),  # a byte is no word
+        ("0000 1111 1011 1000 0000 0000", "no entropy code"),  # a zero byte at the end
+        ("0000 1111 1011 1000 0000 0001", "not the encoding of the row"),  # no words are needed for one symbol
         ("0101 1111 1011 1000", "not the encoding of the row"),  # the padding
     ],
 )
