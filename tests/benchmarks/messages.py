@@ -5,8 +5,8 @@
 gaussian and heavy (Student's t with 2 degrees of freedom) have 66, 1000, 1e5 and 1e6 coordinates; softmax and mlp are
 gradients on the digits of scikit-learn after a few steps of gradient descent, of 650 and of about 1e5 and 1e6
 parameters. "entropy" is the zero-order entropy of a message's whole numbers, and the bits of its floats and seeds.
-Speeds are of one thread's own time, in MB of float32 rows a second, compression left out; decoding checks that a message
-is canonical, which encodes it again.
+Speeds are of one thread's own time, in MB of float32 rows a second, compression left out; decoding checks that a
+message is canonical, which encodes it again.
 """
 
 from __future__ import annotations
@@ -108,17 +108,16 @@ def line(name: str, compressor: Compressor, row: Tensor) -> str:
     bits, least, formula = 8 * len(messages[0]), entropy(payload), sum(compressor.formula_bits(d))
     there, again = seconds(lambda: encode(payload)), seconds(lambda: decode(messages, payload.layout))
     error = float(((back - row) ** 2).sum() / (row.double() ** 2).sum())
+    ms = 1e3 * (there + again)
     return (
-        f"| {name} | {d} | {compressor!r} | {formula:.0f} | {least:.0f} | {bits} | {bits / d:.3f} | {bits / least:.4f} | "
-        f"{error:.3g} | {4e-6 * d / there:.0f} | {4e-6 * d / again:.0f} | {1e3 * (there + again):.2f} |"
+        f"| {name} | {d} | {compressor!r} | {formula:.0f} | {least:.0f} | {bits} | {bits / d:.3f} | "
+        f"{bits / least:.4f} | {error:.3g} | {4e-6 * d / there:.0f} | {4e-6 * d / again:.0f} | {ms:.2f} |"
     )
 
 
 def table(names: Iterable[str]) -> None:
     """Print the table."""
-    print(
-        "| rows | d | compressor | formula | entropy | payload | bits / d | payload / entropy | error | enc | dec | ms |"
-    )
+    print("| rows | d | compressor | formula | entropy | payload | bits / d | by entropy | error | enc | dec | ms |")
     print("|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name in names:
         for row in ROWS[name]():

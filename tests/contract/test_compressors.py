@@ -84,7 +84,7 @@ def cohorts(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 def same(one: Payload, other: Payload) -> bool:
     """Equal layouts and equal bytes (so that 0.0 is not -0.0, and NaN is itself)."""
     bytes_of = [
-        [part.contiguous().view(torch.uint8).numpy().tobytes() for part in parts(payload).values()]
+        [part.flatten().view(torch.uint8).numpy().tobytes() for part in parts(payload).values()]
         for payload in (one, other)
     ]
     return one.layout == other.layout and bytes_of[0] == bytes_of[1]
