@@ -162,6 +162,12 @@ def test_entropy_codes_that_are_refused(bits: str, says: str) -> None:
         decode([message], TERNARY)
 
 
+def test_a_count_of_more_than_32_bits() -> None:
+    message = body("0000" + 33 * "1" + "0" + 26 * "1", ())
+    with pytest.raises(WireError, match="no entropy code"):
+        decode([message], DigitsLayout(3000, 3))
+
+
 def test_one_symbol() -> None:
     message = bytes([0b01011111, 0b10110000])  # from 1 to 1; 5 bits; 11 of 11110
     assert encode(digits([1] * 30, [], [], TERNARY)) == [message]
