@@ -2,7 +2,8 @@
 
 Seeds are fixed, so a passing test stays so on one version of torch. Were they redrawn, the chance of a failure is below
 1e-7 for the suite: the closest comparison (heavy tails, d = 1000: 4.7 % above the entropy where 5 % is allowed) is 5.5
-standard errors of its mean away, every other at least 10.
+standard errors of its mean away, every other at least 10. In ``test_long_messages`` it is five where d = 10 000; longer
+rows with heavy tails differ too much for such a figure, but none of 60 others with d = 100 000 missed the bound.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def test_sparse_messages_are_near_the_entropy(d: int, n: int, rows: Callable[[in
 @pytest.mark.parametrize("rows", [gaussian, heavy_tailed])
 @pytest.mark.parametrize(("s", "share"), [(1, 1.02), (16, 1.03)])
 @pytest.mark.parametrize(("d", "n"), [(10_000, 20), (100_000, 3), (1_000_000, 1)])
-def test_long_messages_are_nearer_the_entropy(
+def test_long_messages(
     d: int, n: int, s: int, share: float, rows: Callable[[int, int], Tensor], norm: Literal["l2", "linf"]
 ) -> None:
     """Besides the share, a byte of code and padding."""
