@@ -46,10 +46,10 @@ def test_unknown_keys_name_the_nearest(parts: tuple[str, ...], refused: Refused)
 
 
 KINDS = [
-    ("uplink.compressor=quantise", "uplink.compressor = 'quantise'", "'quantize'", "identity, quantize"),
-    ("downlink.compressor=5", "downlink.compressor = 5", "identity, quantize"),
-    ("uplink.compressor=[1]", "uplink.compressor = [1]", "identity, quantize"),
-    ("uplink.compressor.levels=2", "uplink.compressor = {'levels': 2}", "identity, quantize", "[uplink]"),
+    ("uplink.compressor=quantise", "uplink.compressor = 'quantise'", "'quantize'", "identity, natural"),
+    ("downlink.compressor=5", "downlink.compressor = 5", "identity, natural"),
+    ("uplink.compressor=[1]", "uplink.compressor = [1]", "identity, natural"),
+    ("uplink.compressor.levels=2", "uplink.compressor = {'levels': 2}", "identity, natural", "[uplink]"),
     ("data.source=digit", "data.source = 'digit'", "'digits'", "breast-cancer, digits"),
     ("partition.scheme=dirichlt", "partition.scheme = 'dirichlt'", "'dirichlet'", "clusters, dirichlet, iid"),
     ("task.kind=svm", "task.kind = 'svm'", "cnn, least-squares, logistic, mlp, module, softmax"),
