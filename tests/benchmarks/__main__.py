@@ -1,5 +1,5 @@
 """python -m tests.benchmarks local|artemis [lr10 lr100 mlp10 mlp100 cnn10], or scale, or whitening, or
-messages [gaussian heavy softmax mlp]"""
+messages [gaussian heavy a9a softmax mlp]"""
 
 from __future__ import annotations
 
