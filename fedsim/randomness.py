@@ -49,6 +49,7 @@ class Purpose(IntEnum):
     ORDER = 9
     PLACES = 10
     SYNCHRONISE = 11
+    ROTATION = 16
 
 
 def philox(

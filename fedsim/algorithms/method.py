@@ -11,11 +11,23 @@ import msgspec
 import torch
 from torch import Tensor
 
-from fedsim.compression import Compressor, Identity, Layout, Payload, Quantize, Sparsifier
+from fedsim.compression import (
+    Compressor,
+    Eden,
+    Half,
+    Identity,
+    Layout,
+    Natural,
+    NaturalDithering,
+    Payload,
+    Quantize,
+    Sign,
+    Sparsifier,
+)
 from fedsim.errors import ConfigError
 from fedsim.randomness import Stream
 
-AnyCompressor = Identity | Quantize | Sparsifier
+AnyCompressor = Identity | Quantize | Natural | NaturalDithering | Sign | Eden | Half | Sparsifier
 Feedback = Annotated[float, msgspec.Meta(ge=0, le=1)] | Literal["step"]
 
 

@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 from fedsim.compression.cohort import compress_difference, send, weighted_sums
+from fedsim.compression.eden import Eden
+from fedsim.compression.half import Half
 from fedsim.compression.identity import Identity
 from fedsim.compression.lowrank import LowRank
+from fedsim.compression.natural import Natural, NaturalDithering
 from fedsim.compression.payload import (
+    Digits,
+    DigitsLayout,
     Layout,
     Levels,
     LevelsLayout,
@@ -22,22 +27,30 @@ from fedsim.compression.payload import (
 )
 from fedsim.compression.quantize import Quantize
 from fedsim.compression.randomk import Bernoulli, PermK, RandK
+from fedsim.compression.sign import Sign
 from fedsim.compression.topk import SparseTernary, TopK
 from fedsim.randomness import Stream
 
 __all__ = [
     "Bernoulli",
     "Compressor",
+    "Digits",
+    "DigitsLayout",
+    "Eden",
+    "Half",
     "Identity",
     "Layout",
     "Levels",
     "LevelsLayout",
     "LowRank",
+    "Natural",
+    "NaturalDithering",
     "Payload",
     "PermK",
     "Quantize",
     "RandK",
     "Received",
+    "Sign",
     "Sparse",
     "SparseTernary",
     "Sparsifier",

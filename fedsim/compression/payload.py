@@ -13,7 +13,7 @@ from fedsim.compression.chosen import Drawn, DrawnLayout, Masked, MaskedLayout, 
 
 @dataclass(frozen=True, slots=True)
 class ValuesLayout:
-    """Rows of ``d`` plain numbers of type ``dtype`` (float32 or float64), little-endian on the wire."""
+    """Rows of ``d`` plain numbers of type ``dtype`` (a float of 16, 32 or 64 bits), little-endian on the wire."""
 
     d: int
     dtype: torch.dtype = torch.float32
@@ -34,6 +34,24 @@ class LevelsLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class DigitsLayout:
+    """Rows of ``d`` integers in [0, base), a float32 scale for each bucket of ``bucket`` of them (0: none), and a seed
+    of 32 bits where ``seeded``. ``kept``: coordinates of the rows that they stand for, where those are fewer; else 0.
+    """
+
+    d: int
+    base: int
+    bucket: int = 0
+    seeded: bool = False
+    kept: int = 0
+
+    @property
+    def buckets(self) -> int:
+        """Number of scales in a row; the last bucket may be shorter."""
+        return -(-self.d // self.bucket) if self.bucket else 0
+
+
+@dataclass(frozen=True, slots=True)
 class Values:
     """Uncompressed rows. values: layout.dtype[n, d]."""
 
@@ -48,6 +66,20 @@ class Levels:
     layout: LevelsLayout
     levels: Tensor
     norms: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Digits:
+    """Rows that keep every coordinate as one of a few symbols.
+
+    digits: int32[n, d], in [0, base), 0 in a bucket of scale zero; scales: float32[n, buckets], >= 0; seeds:
+    int64[n, 0] or int64[n, 1], in [0, 2^32).
+    """
+
+    layout: DigitsLayout
+    digits: Tensor
+    scales: Tensor
+    seeds: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +127,11 @@ class Factors:
 Layout = (
     ValuesLayout
     | LevelsLayout
+    | DigitsLayout
     | (PlacedLayout | DrawnLayout | MaskedLayout | FactorsLayout)  # of fewer numbers than the row has
 )
 Payload = (
-    Values | Levels | (Placed | Drawn | Masked | Factors)  # of fewer numbers than the row has
+    Values | Levels | Digits | (Placed | Drawn | Masked | Factors)  # of fewer numbers than the row has
 )
 Received = Payload | Sparse
 """What the server's arithmetic takes; only a ``Payload`` has an encoding, which is that of the same rows."""

@@ -12,6 +12,7 @@ then the variance may exceed omega ||x||^2.
 Variance: E||C(x) - x||^2 <= omega ||x||^2 with, for buckets of b coordinates,
     2-norm         omega = min(b / s^2, sqrt(b) / s)       Alistarh et al. 2017 (QSGD), Lemma 3.1
     infinity norm  omega = min(b / (4 s^2), (sqrt(b) - 1) / 2)  for s = 1, min(b / (4 s^2), sqrt(b) / s) for s > 1
+One level and the infinity norm is TernGrad (Wen et al., NeurIPS 2017) without its clipping, which would be biased.
 The infinity norm is derived here: a coordinate at fraction f between two levels has variance (norm/s)^2 f (1 - f), at
 most norm^2 / (4 s^2), and norm <= ||x||_2, which gives b / (4 s^2). f (1 - f) <= f <= s |x_j| / norm sums to at most
 norm ||x||_1 / s <= sqrt(b) ||x||_2^2 / s. For s = 1 the variance is norm ||x||_1 - ||x||_2^2, at most
@@ -31,10 +32,9 @@ import msgspec
 import torch
 from torch import Tensor
 
-from fedsim.compression import fused, sparse
+from fedsim.compression import buckets, fused, sparse
 from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Sparse
 from fedsim.errors import DivergedError, WireError
-from fedsim.flat import tree_sum
 from fedsim.randomness import Stream
 
 MAX_LEVELS = 2**15 - 1
@@ -56,7 +56,7 @@ class Quantize(msgspec.Struct, frozen=True, tag_field="compressor", tag="quantiz
     bucket: Annotated[int, msgspec.Meta(ge=0)] = 0
 
     def _bucket(self, d: int) -> int:
-        return min(self.bucket, d) or d
+        return buckets.size(self.bucket, d)
 
     def layout(self, d: int) -> Layout:
         """The shape of a message for rows of ``d`` coordinates."""
@@ -71,11 +71,11 @@ class Quantize(msgspec.Struct, frozen=True, tag_field="compressor", tag="quantiz
             return self.quantize(rows, None, 0.0, noise, clients)[0]
         layout = LevelsLayout(rows.shape[1], self.levels, self._bucket(rows.shape[1]))
         magnitudes = rows.abs()
-        norms = self._norms(magnitudes, layout)
+        norms = buckets.norms(magnitudes, layout.bucket, self.norm == "linf")
         if not bool(torch.isfinite(norms).all()):
             raise DivergedError(_NOT_FINITE)
-        safe = _spread(torch.where(norms > 0, norms, torch.ones_like(norms)).to(rows.dtype), layout)
-        scaled = magnitudes / safe * self.levels
+        safe = torch.where(norms > 0, norms, torch.ones_like(norms)).to(rows.dtype)
+        scaled = magnitudes / buckets.spread(safe, layout.bucket, layout.d) * self.levels
         low = scaled.floor()
         up = noise.uniform(clients, layout.d, rows.dtype) < scaled - low
         levels = (low + up) * rows.sign()
@@ -107,7 +107,8 @@ class Quantize(msgspec.Struct, frozen=True, tag_field="compressor", tag="quantiz
     def decompress(self, payload: Payload, dtype: torch.dtype) -> Tensor:
         """Levels -> dtype[n, d]: norm * level / s."""
         levels = self.check(payload)
-        return _spread(levels.norms.to(dtype), levels.layout) * (levels.levels.to(dtype) / self.levels)
+        norms = buckets.spread(levels.norms.to(dtype), levels.layout.bucket, levels.layout.d)
+        return norms * (levels.levels.to(dtype) / self.levels)
 
     def check(self, payload: Payload) -> Levels:
         """Raise WireError for a payload of another compressor."""
@@ -136,24 +137,6 @@ class Quantize(msgspec.Struct, frozen=True, tag_field="compressor", tag="quantiz
         plots, kept to compare with them. What a message really costs is the length of its encoding.
         """
         return _formula_bits(d, self._bucket(d), self.levels), 32.0
-
-    def _norms(self, magnitudes: Tensor, layout: LevelsLayout) -> Tensor:
-        """float[n, d] -> float32[n, buckets], rounded up; the same bits for a row alone and in a cohort."""
-        n, pad = magnitudes.shape[0], layout.buckets * layout.bucket - layout.d
-        buckets = torch.nn.functional.pad(magnitudes, (0, pad)).reshape(n, layout.buckets, layout.bucket)
-        wide = buckets.to(torch.float64)
-        exact = wide.amax(dim=2) if self.norm == "linf" else tree_sum(wide * wide, dim=2).sqrt()
-        exact = torch.maximum(exact, wide.amax(dim=2))  # sqrt(x * x) may fall below x by one rounding
-        nearest = exact.to(torch.float32)
-        above = torch.nextafter(nearest, torch.full_like(nearest, math.inf))
-        return torch.where(nearest.to(torch.float64) < exact, above, nearest)
-
-
-def _spread(norms: Tensor, layout: LevelsLayout) -> Tensor:
-    """float[n, buckets] -> float[n, d] (or [n, 1] when the row is one bucket, which broadcasts)."""
-    if layout.buckets == 1:
-        return norms
-    return norms.repeat_interleave(layout.bucket, dim=1)[:, : layout.d]
 
 
 @cache

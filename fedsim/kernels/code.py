@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.kernels.compile import compiled
-from fedsim.kernels.rice import Gaps, Row, fits, gaps_of, largest, remainder_bits
+from fedsim.kernels.rice import Gaps, Row, gaps_of, largest, remainder_bits
 
 Bytes = NDArray[np.uint8]
 
@@ -54,14 +54,13 @@ def write(
     levels: Row,
     norms: NDArray[np.float32],
     s: int,
-    bucket: int,
     header: int,
     dense: int,
     digits: tuple[int, int, int],
     gaps: Gaps,
     out: Bytes,
 ) -> int:
-    """The body of one row into ``out``; returns its bytes, -1 for a row that does not fit its norms or s.
+    """The shorter of the sparse and the dense body of one row, which fits its norms and s, into ``out``; its bytes.
 
     header: bits before the planes; dense: bits of a dense body; digits: of a group, its bits, bits of the last group;
     gaps: int32[d], scratch; out: as long as a dense body.
@@ -69,8 +68,6 @@ def write(
     top, some = largest(levels), False
     for norm in norms:
         some |= norm > 0
-    if top > s or not fits(levels, norms, bucket):
-        return -1
     if not some:
         return 0
     count = gaps_of(levels, gaps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.kernels import entropy
 from fedsim.kernels.compile import compiled
 
 Ints = NDArray[np.int64]
@@ -94,25 +95,40 @@ def fits(levels: Row, norms: NDArray[np.float32], bucket: int) -> bool:
 
 @compiled
 def _body(gaps: Gaps, top: int, header: int, dense: int) -> int:
-    """Bytes of a body. top: the largest magnitude."""
+    """Bits of the shorter of the sparse and the dense body. top: the largest magnitude."""
     b, quotients = remainder_bits(gaps)
     width = 0
     while top - 1 >> width > 0:
         width += 1
-    return (min(header + len(gaps) * (2 + width + b) + quotients, dense) + 7) // 8
+    return min(header + len(gaps) * (2 + width + b) + quotients, dense)
+
+
+@compiled
+def _tried(counts: Ints, top: int, nonzeros: int, d: int, bits: int) -> bool:
+    """Whether the entropy code is tried against a body of so many bits. counts: of the nonzero levels; zero after."""
+    s = len(counts) >> 1
+    counts[s] = d - nonzeros
+    return 4 + entropy.bits(counts, s - top, s + top) < bits
 
 
 @compiled
 def message_bytes(
-    levels: NDArray[np.int32], norms: NDArray[np.float32], s: int, bucket: int, header: int, dense: int, out: Ints
+    levels: NDArray[np.int32],
+    norms: NDArray[np.float32],
+    s: int,
+    bucket: int,
+    header: int,
+    dense: int,
+    out: Ints,
+    tried: NDArray[np.bool_],
 ) -> bool:
-    """Bytes of each row's message; False if a row does not fit its norms or s, or a norm is not finite from +0.0.
+    """Bytes of each row's message but for the entropy code, and whether that is to be tried.
 
-    levels: int32[n, d]; norms: float32[n, buckets]; header: bits before the planes; dense: bits of a dense body. out:
-    int64[n].
+    False if a row does not fit its norms or s, or a norm is not finite from +0.0. levels: int32[n, d]; norms:
+    float32[n, buckets]; header: bits before the planes; dense: bits of a dense body. out: int64[n]; tried: bool[n].
     """
     n, d = levels.shape
-    gaps = np.empty(d, np.int32)
+    gaps, counts = np.empty(d, np.int32), np.zeros(2 * s + 1, np.int64)
     for i in range(n):
         top, finite, some = largest(levels[i]), True, False
         for norm in norms[i]:
@@ -120,24 +136,46 @@ def message_bytes(
             some |= norm > 0
         if top > s or not finite or not fits(levels[i], norms[i], bucket):
             return False
-        body = _body(gaps[: gaps_of(levels[i], gaps)], top, header, dense) if some else 0
-        out[i] = 4 * len(norms[i]) + body
+        out[i], tried[i] = 4 * len(norms[i]), False
+        if some:
+            nonzeros, place = gaps_of(levels[i], gaps), np.int64(0)
+            bits = _body(gaps[:nonzeros], top, header, dense)
+            for k in range(nonzeros):
+                place += gaps[k]
+                counts[levels[i, place] + s] += 1
+                place += 1
+            out[i] += (bits + 7) // 8
+            tried[i] = _tried(counts, top, nonzeros, d, bits)
     return True
 
 
 @compiled
 def sparse_bytes(
-    starts: Ints, places: Gaps, levels: Row, norms: NDArray[np.float32], header: int, dense: int, out: Ints
+    starts: Ints,
+    places: Gaps,
+    levels: Row,
+    norms: NDArray[np.float32],
+    s: int,
+    d: int,
+    header: int,
+    dense: int,
+    out: Ints,
+    tried: NDArray[np.bool_],
 ) -> None:
     """As ``message_bytes``, of rows without their zeros, which fit. starts: int64[n + 1]; places, levels: int32[K]."""
-    gaps = np.empty(len(places), np.int32)
+    gaps, counts = np.empty(len(places), np.int32), np.zeros(2 * s + 1, np.int64)
     for i in range(len(norms)):
         first, last = starts[i], starts[i + 1]
         after, some = np.int32(0), False
-        for k in range(first, last):
-            gaps[k] = places[k] - after
-            after = np.int32(places[k] + 1)
         for norm in norms[i]:
             some |= norm > 0
-        body = _body(gaps[first:last], largest(levels[first:last]), header, dense) if some else 0
-        out[i] = 4 * len(norms[i]) + body
+        out[i], tried[i] = 4 * len(norms[i]), False
+        if some:
+            for k in range(first, last):
+                gaps[k] = places[k] - after
+                after = np.int32(places[k] + 1)
+                counts[levels[k] + s] += 1
+            top = largest(levels[first:last])
+            bits = _body(gaps[first:last], top, header, dense)
+            out[i] += (bits + 7) // 8
+            tried[i] = _tried(counts, top, last - first, d, bits)

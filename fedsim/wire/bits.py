@@ -1,8 +1,9 @@
 """Strings of bits as uint8 arrays of zeros and ones, in the order in which they are sent.
 
-Three ways to write whole numbers, each with its reader; all are numpy calls over every number at once.
+Four ways to write whole numbers, each with its reader; all are numpy calls over every number at once.
 
     fixed      each number in the same number of bits, most significant bit first
+    fields     each number in a number of bits of its own, most significant bit first
     unary      each number q as q ones and a zero
     grouped    digits of any base, g at a time: d_1 d_2 ... d_g is the number d_1 base^(g-1) + ... + d_g, written fixed
                in the fewest bits that hold base^g - 1. g is the largest number of digits with base^g <= 2^62, so that
@@ -43,6 +44,32 @@ def read_fixed(bits: Bits, width: int) -> Ints:
     octets = np.zeros((count, 8), np.uint8)
     octets[:, 8 - whole :] = np.packbits(padded).reshape(count, whole)
     return octets.view(">i8").reshape(-1).astype(np.int64)
+
+
+def fields(numbers: Ints, widths: Ints) -> Bits:
+    """Numbers in [0, 2^width), int64[k] each -> bits[sum of the widths].
+
+    >>> fields(np.array([5, 0, 1]), np.array([3, 0, 2]))
+    array([1, 0, 1, 0, 1], dtype=uint8)
+    """
+    return (np.repeat(numbers, widths) >> _falling(widths) & 1).astype(np.uint8)
+
+
+def read_fields(bits: Bits, widths: Ints) -> Ints:
+    """Inverse of ``fields``: bits[sum of the widths] -> int64[k].
+
+    >>> read_fields(np.array([1, 0, 1, 0, 1], np.uint8), np.array([3, 0, 2]))
+    array([5, 0, 1])
+    """
+    sums = np.concatenate([[0], np.cumsum(bits.astype(np.int64) << _falling(widths))])
+    ends = np.cumsum(widths)
+    numbers: Ints = sums[ends] - sums[ends - widths]
+    return numbers
+
+
+def _falling(widths: Ints) -> Ints:
+    """width - 1, ..., 1, 0 for each width, one after another."""
+    return np.repeat(np.cumsum(widths), widths) - 1 - np.arange(widths.sum())
 
 
 def unary(numbers: Ints) -> Bits:

@@ -1,7 +1,7 @@
 """Payload rows <-> bytes: one message a row, lossless, canonical (one row has one encoding, and only that one is read).
 
-Each layout has a module with its format: ``values``, ``levels``, ``factors``; ``placed`` and ``drawn``, whose messages
-hold that of a shorter row (``kept``).
+Each layout has a module with its format: ``values``, ``levels``, ``digits``, ``factors``; ``placed`` and ``drawn``,
+whose messages hold that of a shorter row (``kept``).
 """
 
 from __future__ import annotations
@@ -13,9 +13,18 @@ from typing import Any
 from torch import Tensor
 
 from fedsim.compression.chosen import DrawnLayout, MaskedLayout, PlacedLayout
-from fedsim.compression.payload import FactorsLayout, Layout, LevelsLayout, Payload, Received, Sparse, ValuesLayout
+from fedsim.compression.payload import (
+    DigitsLayout,
+    FactorsLayout,
+    Layout,
+    LevelsLayout,
+    Payload,
+    Received,
+    Sparse,
+    ValuesLayout,
+)
 from fedsim.errors import WireError
-from fedsim.wire import drawn, factors, kept, levels, placed, values
+from fedsim.wire import digits, drawn, factors, kept, levels, placed, values
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,7 @@ class Code:
 CODES: dict[type, Code] = {
     ValuesLayout: Code(values.bounds, values.size, values.encode, values.decode, total=True),
     LevelsLayout: Code(levels.bounds, levels.size, levels.encode, levels.decode),
+    DigitsLayout: Code(digits.bounds, digits.size, digits.encode, digits.decode),
 }
 
 
@@ -42,14 +52,14 @@ def bounds(layout: Layout) -> tuple[int, int]:
 
 
 def longest(layout: Layout) -> int:
-    """Bytes that no message of this layout exceeds, and one has. Raises WireError if it has no format."""
+    """Bytes that no message of this layout exceeds; a short row reaches them. Raises WireError if it has no format."""
     return bounds(layout)[1]
 
 
 def size(payload: Received) -> Tensor:
-    """Bits of each row's message, int64[n]: 8 * the length of its encoding, without making it.
+    """Bits of each row's message, int64[n]: 8 * the length of its encoding.
 
-    Raises WireError where ``encode`` does.
+    It is made only where the length of the entropy code has to be known. Raises WireError where ``encode`` does.
     """
     if isinstance(payload, Sparse):
         return levels.sparse_size(payload)
@@ -59,8 +69,8 @@ def size(payload: Received) -> Tensor:
 def encode(payload: Payload) -> list[bytes]:
     """Payload of n rows, on any device -> n messages.
 
-    Raises WireError if the payload does not fit its layout: shape, type, a level beyond s or in a bucket of norm zero,
-    a norm that is not finite or carries a minus sign.
+    Raises WireError if the payload does not fit its layout: shape, type, a level or digit beyond its range or in a
+    bucket of norm zero, a norm that is not finite or carries a minus sign.
     """
     return CODES[type(payload.layout)].encode(payload)
 

@@ -2,7 +2,7 @@
 
     offset  bytes   field     meaning
          0      2   magic     "FS"
-         2      1   version   1
+         2      1   version   2
          3      1   kind      what the body is (``Kind``)
          4      8   run       the run it belongs to
         12      4   round     u32
@@ -14,6 +14,8 @@
 
 The body of UPDATES is any number of messages, each after its length: a LEB128 varint (7 bits a byte, low bits first,
 the high bit set on all bytes but the last, no needless last zero).
+
+Version 2 has one more code for levels, so that rows which it shortens are no longer sent as version 1 did.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from enum import IntEnum
 from fedsim.errors import WireError
 
 HEADER_BYTES = 40
-VERSION = 1
+VERSION = 2
 MAGIC = b"FS"
 RUN_BYTES = 8
 DIGEST_BYTES = 8

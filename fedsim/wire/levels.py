@@ -5,6 +5,8 @@
          4-bit code and is padded to whole bytes.
 
   code 15, dense    code | level + s of each coordinate as digits of base 2 s + 1, grouped (see ``bits``) | zeros
+  code 15, entropy  code | a table of the counts of level + s, zeros to a whole byte, words (see ``ans``); always
+                    shorter than the dense body, so that its length tells which one it is
   code b < 15, sparse (Golomb-Rice with b remainder bits, split into two planes)
                     code | w, in 4 bits, only if s > 1 | fixed plane | unary plane | ones
     gap             zeros between a nonzero level and the nonzero before it (or the start of the row)
@@ -16,7 +18,9 @@ The number k of nonzeros is not sent. Let f(k) = (zeros among the bits from k (1
 first term never grows with k, so f falls strictly and has at most one root; the true k is one, because the unary plane
 holds k zeros and its padding none.
 
-The code is the one with the fewest bits before padding, the smaller code on a tie. A level in a bucket of norm zero is
+Of sparse and dense the code is the one with the fewest bits before padding, the smaller code on a tie. The entropy code
+is tried where its 4 bits, its table and the zero-order entropy (``ans.estimate``) are fewer, and taken where its bytes
+are: heavy tails, and rows in which most levels are not zero. A level in a bucket of norm zero is
 zero. The sparse length of k nonzeros is 4 (+ 4 if s > 1) + k (2 + w + b) + sum floor(gap / 2^b). One more remainder bit
 adds k - sum ceil(floor(gap / 2^b) / 2), which never falls as b grows: the length is convex in b, so the best b is the
 first one that the next does not beat.
@@ -26,7 +30,7 @@ Source: Rice, "Some practical universal noiseless coding techniques", JPL 79-22,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -39,6 +43,7 @@ from torch import Tensor
 from fedsim import kernels
 from fedsim.compression.payload import Levels, LevelsLayout, Sparse
 from fedsim.errors import WireError
+from fedsim.wire import ans
 from fedsim.wire.bits import (
     Bits,
     Ints,
@@ -52,12 +57,13 @@ from fedsim.wire.bits import (
     read_unary,
     unary,
 )
-from fedsim.wire.values import matrix
+from fedsim.wire.values import matrix, scales_of
 
 MAX_LEVELS = 2**15
 """Largest s of a layout: |level| - 1 then fits the 15 bits that the 4-bit w can announce."""
 
 _DENSE = 15
+_DENSE_BITS = np.ones(4, np.uint8)
 _BLOCK = 2**22
 """Coordinates planned at once, so that the working memory does not grow with the cohort."""
 
@@ -71,14 +77,21 @@ def bounds(layout: LevelsLayout) -> tuple[int, int]:
 
 
 def size(payload: Levels) -> Tensor:
-    """Bits of each row's message, int64[n]."""
-    if kernels.available(payload.levels) and (bits := _compiled_size(payload)) is not None:
-        return bits
+    """Bits of each row's message, int64[n]. Only a row for which the entropy code is tried is encoded."""
+    layout = payload.layout
+    if kernels.available(payload.levels):
+        _check_shapes(payload)
+        parts = [np.ascontiguousarray(part.detach().numpy()) for part in (payload.levels, payload.norms)]
+        if (found := _compiled_bytes(parts[0], parts[1], layout)) is not None:
+            octets, tried = found
+            return _with_entropy(octets, tried, lambda i: parts[0][i], layout)
     levels, norms = _levels(payload)
-    octets = np.zeros(len(levels), np.int64)
+    octets, tried = np.full(len(levels), 4 * layout.buckets), np.zeros(len(levels), bool)
     for block in _blocks(levels):
-        octets[block] = (_plan(levels[block], norms[block], payload.layout).bits + 7) // 8
-    return torch.from_numpy(8 * (4 * payload.layout.buckets + octets))
+        bits = _plan(levels[block], norms[block], layout).bits
+        octets[block] += (bits + 7) // 8
+        tried[block] = [_tried(*each, layout) for each in zip(levels[block], bits.tolist(), strict=True)]
+    return _with_entropy(octets, tried, lambda i: levels[i], layout)
 
 
 def encode(payload: Levels) -> list[bytes]:
@@ -99,7 +112,9 @@ def decode(messages: Sequence[bytes], layout: LevelsLayout) -> Levels:
     for i, message in enumerate(messages):
         if len(message) > least:
             body = np.frombuffer(message, np.uint8, offset=least)
-            if not (kernels.installed() and _compiled_read(body, levels[i], layout)):
+            if body[0] >> 4 == _DENSE and body.size < _dense_bytes(layout):
+                levels[i] = ans.decode(body, 4, layout.d, 2 * layout.levels + 1) - np.int32(layout.levels)
+            elif not (kernels.installed() and _compiled_read(body, levels[i], layout)):
                 levels[i] = 0
                 _read_body(np.unpackbits(body), levels[i], layout)
     norms = matrix([message[:least] for message in messages], np.dtype("<f4"), layout.buckets)
@@ -157,28 +172,54 @@ def _rice(gaps: Ints, counts: Ints, filled: Ints, firsts: Ints) -> tuple[Ints, I
 def _bodies(levels: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout) -> Iterator[bytes]:
     plan = _plan(levels, norms, layout)
     for i, (start, stop) in enumerate(pairwise(plan.starts.tolist())):
-        code, width = int(plan.codes[i]), int(plan.widths[i])
-        if not plan.bits[i]:
-            yield b""
-        elif code == _DENSE:
-            digits = grouped(levels[i].astype(np.int64) + layout.levels, 2 * layout.levels + 1)
-            yield np.packbits(np.concatenate([fixed(np.array([code]), 4), digits])).tobytes()
-        else:
-            nonzeros, gaps = plan.nonzeros[start:stop], plan.gaps[start:stop]
-            header = fixed(np.array([code, width][: _header_bits(layout) // 4]), 4)
-            signs = (nonzeros < 0).astype(np.int64)
-            fields = (signs << width | np.abs(nonzeros) - 1) << code | gaps & ((1 << code) - 1)
-            padding = np.ones(-plan.bits[i] % 8, np.uint8)
-            planes = fixed(fields, 1 + width + code), unary(gaps >> code)
-            yield np.packbits(np.concatenate([header, *planes, padding])).tobytes()
+        bits = int(plan.bits[i])
+        body = _planned(plan, i, slice(start, stop), levels[i], layout) if bits else b""
+        yield min(body, _entropy(levels[i], layout), key=len) if _tried(levels[i], bits, layout) else body
+
+
+def _planned(plan: _Plan, i: int, own: slice, levels: NDArray[np.int32], layout: LevelsLayout) -> bytes:
+    code, width = int(plan.codes[i]), int(plan.widths[i])
+    if code == _DENSE:
+        digits = grouped(levels.astype(np.int64) + layout.levels, 2 * layout.levels + 1)
+        return np.packbits(np.concatenate([_DENSE_BITS, digits])).tobytes()
+    nonzeros, gaps = plan.nonzeros[own], plan.gaps[own]
+    header = fixed(np.array([code, width][: _header_bits(layout) // 4]), 4)
+    signs = (nonzeros < 0).astype(np.int64)
+    fields = (signs << width | np.abs(nonzeros) - 1) << code | gaps & ((1 << code) - 1)
+    padding = np.ones(-plan.bits[i] % 8, np.uint8)
+    planes = fixed(fields, 1 + width + code), unary(gaps >> code)
+    return np.packbits(np.concatenate([header, *planes, padding])).tobytes()
+
+
+def _tried(levels: NDArray[np.int32], bits: int, layout: LevelsLayout) -> bool:
+    """Whether the entropy code is tried against a body of so many bits."""
+    if not bits:
+        return False
+    counts = _counts(levels, layout)
+    return _DENSE_BITS.size + ans.least(counts) < bits
+
+
+def _entropy(levels: NDArray[np.int32], layout: LevelsLayout) -> bytes:
+    return ans.encode(levels + np.int32(layout.levels), _counts(levels, layout), _DENSE_BITS)
+
+
+def _counts(levels: NDArray[np.int32], layout: LevelsLayout) -> Ints:
+    return np.bincount(levels + layout.levels, minlength=2 * layout.levels + 1)
+
+
+def _with_entropy(
+    octets: Ints, tried: NDArray[np.bool_], row: Callable[[int], NDArray[np.int32]], layout: LevelsLayout
+) -> Tensor:
+    """Bits of messages whose bytes are known but for the entropy code."""
+    for i in np.flatnonzero(tried).tolist():
+        octets[i] = min(octets[i], 4 * layout.buckets + len(_entropy(row(i), layout)))
+    return torch.from_numpy(8 * octets)
 
 
 def _read_body(bits: Bits, levels: NDArray[np.int32], layout: LevelsLayout) -> None:
     """Fill a zero row from its body; whatever is not canonical is left to the comparison in ``decode``."""
     code, width = read_fixed(bits[:8], 4).tolist()
     if code == _DENSE:
-        if bits.size != 8 * _dense_bytes(layout):
-            raise WireError(f"dense body has {bits.size // 8} bytes, expected {_dense_bytes(layout)}")
         base = 2 * layout.levels + 1
         levels[:] = read_grouped(bits[4 : 4 + grouped_length(layout.d, base)], layout.d, base) - layout.levels
         return
@@ -208,31 +249,35 @@ def _check_nonzeros(index: Ints, magnitudes: Ints, norms: NDArray[np.float32], l
         raise WireError("nonzero level in a bucket of norm zero; its norm cannot be zero")
 
 
-def _compiled_size(payload: Levels) -> Tensor | None:
-    """As ``size``; None where that has something to refuse."""
+def _compiled_bytes(
+    levels: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout
+) -> tuple[Ints, NDArray[np.bool_]] | None:
+    """See ``rice.message_bytes``; None where that has something to refuse."""
     from fedsim.kernels import rice
 
-    _check_shapes(payload)
-    layout, octets = payload.layout, np.empty(len(payload.levels), np.int64)
-    levels, norms = (np.ascontiguousarray(part.detach().numpy()) for part in (payload.levels, payload.norms))
-    fits = rice.message_bytes(
-        levels, norms, layout.levels, layout.bucket, _header_bits(layout), _dense_bits(layout), octets
+    octets, tried = np.empty(len(levels), np.int64), np.empty(len(levels), np.bool_)
+    sizes = _header_bits(layout), _dense_bits(layout)
+    return (
+        (octets, tried)
+        if rice.message_bytes(levels, norms, layout.levels, layout.bucket, *sizes, octets, tried)
+        else None
     )
-    return torch.from_numpy(8 * octets) if fits else None
 
 
 def _compiled_bodies(levels: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout) -> list[bytes] | None:
     """As ``_bodies``; None where that has something to refuse."""
     from fedsim.kernels import code
 
+    found = _compiled_bytes(levels, norms, layout)
+    if found is None:
+        return None
     gaps, out = np.empty(layout.d, np.int32), np.empty(_dense_bytes(layout), np.uint8)
     sizes = _header_bits(layout), _dense_bits(layout), _group_sizes(layout)
     bodies = []
-    for row, scales in zip(levels, norms, strict=True):
-        octets = code.write(row, scales, layout.levels, layout.bucket, *sizes, gaps, out)
-        if octets < 0:
-            return None
-        bodies.append(out[:octets].tobytes())
+    for row, scales, tried in zip(levels, norms, found[1].tolist(), strict=True):
+        entropy = _entropy(row, layout) if tried else None
+        octets = code.write(row, scales, layout.levels, *sizes, gaps, out)
+        bodies.append(entropy if entropy is not None and len(entropy) < octets else out[:octets].tobytes())
     return bodies
 
 
@@ -256,18 +301,21 @@ def sparse_size(payload: Sparse) -> Tensor:
     """As ``size``, of rows that a compressor made."""
     from fedsim.kernels import rice
 
-    bounds(payload.layout)
-    octets = np.empty(len(payload.norms), np.int64)
-    rice.sparse_bytes(
-        payload.starts.numpy(),
-        payload.places.numpy(),
-        payload.levels.numpy(),
-        payload.norms.numpy(),
-        _header_bits(payload.layout),
-        _dense_bits(payload.layout),
-        octets,
+    layout = payload.layout
+    bounds(layout)
+    octets, tried = np.empty(len(payload.norms), np.int64), np.empty(len(payload.norms), np.bool_)
+    starts, places, levels, norms = (
+        part.numpy() for part in (payload.starts, payload.places, payload.levels, payload.norms)
     )
-    return torch.from_numpy(8 * octets)
+    sizes = _header_bits(layout), _dense_bits(layout)
+    rice.sparse_bytes(starts, places, levels, norms, layout.levels, layout.d, *sizes, octets, tried)
+
+    def row(i: int) -> NDArray[np.int32]:
+        own, whole = slice(starts[i], starts[i + 1]), np.zeros(layout.d, np.int32)
+        whole[places[own]] = levels[own]
+        return whole
+
+    return _with_entropy(octets, tried, row, layout)
 
 
 def _check_shapes(payload: Levels) -> None:
@@ -283,10 +331,7 @@ def _check_shapes(payload: Levels) -> None:
 def _levels(payload: Levels) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     _check_shapes(payload)
     levels, norms = payload.levels, payload.norms
-    numbers = np.ascontiguousarray(norms.detach().cpu().numpy())
-    # as an unsigned word, every float that is infinite, NaN or signed (also -0.0) is at least that of +infinity
-    if (numbers.view(np.uint32) >= 0x7F800000).any():
-        raise WireError("a norm is infinite, NaN, negative or -0.0; expected a finite number from +0.0")
+    numbers = scales_of(norms)
     return np.ascontiguousarray(levels.detach().cpu().numpy()), numbers
 
 

@@ -1,4 +1,5 @@
-"""python -m tests.benchmarks local|artemis [lr10 lr100 mlp10 mlp100 cnn10], or scale, or whitening"""
+"""python -m tests.benchmarks local|artemis [lr10 lr100 mlp10 mlp100 cnn10], or scale, or whitening, or
+messages [gaussian heavy a9a softmax mlp]"""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import sys
 
 import torch
 
-from tests.benchmarks import artemis, local, scale, whitening
+from tests.benchmarks import artemis, local, messages, scale, whitening
 
 WORKLOADS = {"local": local.play, "artemis": artemis.play}
 TABLES = {"scale": scale.table, "whitening": whitening.table}
@@ -16,6 +17,8 @@ if __name__ == "__main__":
     part, cases = "".join(sys.argv[1:2]), sys.argv[2:]
     if part in TABLES and not cases:
         TABLES[part]()
+    elif part == "messages" and set(cases) <= set(messages.ROWS):
+        messages.table(cases or messages.ROWS)
     elif part in WORKLOADS and set(cases) <= set(local.CASES):
         for case in cases or local.CASES:
             WORKLOADS[part](case)

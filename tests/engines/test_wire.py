@@ -28,6 +28,23 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
         "uplink": {"initial": "gradient"},
         "run": {"precision": "float64"},
     },
+    "powers of two": {
+        **DIGITS,
+        "uplink": {"compressor": "natural-dithering", "levels": 4, "bucket": 100},
+        "downlink": {"compressor": "natural"},
+    },
+    "eden and 16 bits": {
+        **LINEAR,
+        "algorithm": "fedavg",
+        "uplink": {"compressor": "eden", "bits": 3, "bucket": 4},
+        "downlink": {"compressor": "half"},
+    },
+    "signs and float16": {
+        **DIGITS,
+        "algorithm": "fedavg",
+        "uplink": {"compressor": "sign", "bucket": 64},
+        "downlink": {"compressor": "half", "values": "float16"},
+    },
     "diana, pp1": {**LINEAR, "algorithm": "diana", "server": {"memory": "pp1"}, "participation": HALF},
     "dore": {**DIGITS, "algorithm": "dore"},
     "fedavg": {**DIGITS, "algorithm": "fedavg", "local": {"batch": 5}},

@@ -78,6 +78,7 @@ def test_purposes_keep_their_numbers() -> None:
         "ORDER": 9,
         "PLACES": 10,
         "SYNCHRONISE": 11,
+        "ROTATION": 16,
     }
     assert SERVER == 2**32 - 1
 

@@ -1,4 +1,4 @@
-"""The codec against one written from the docstring of ``fedsim.wire.coding`` alone, with strings of "0" and "1"."""
+"""The codec against one written from the docstrings of ``fedsim.wire`` alone, with strings of "0" and "1"."""
 
 from __future__ import annotations
 
@@ -8,29 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.compression.payload import Levels, LevelsLayout
+from fedsim import kernels
+from fedsim.compression.payload import Digits, DigitsLayout, Levels, LevelsLayout
 from fedsim.errors import WireError
 from fedsim.wire.coding import decode, encode, size
-
-
-def field(number: int, width: int) -> str:
-    return bin(number + (1 << width))[3:]
-
-
-def to_bytes(bits: str, padding: str) -> bytes:
-    bits += padding * (-len(bits) % 8)
-    return bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))
+from tests.oracle.entropy import entropy_body, field, grouped, to_bytes
 
 
 def dense_bits(levels: list[int], s: int) -> str:
-    base, bits = 2 * s + 1, "1111"
-    g = max(g for g in range(1, 63) if base**g <= 2**62)
-    for start in range(0, len(levels), g):
-        digits = [level + s for level in levels[start : start + g]]
-        number = sum(digit * base ** (len(digits) - 1 - i) for i, digit in enumerate(digits))
-        width = next(w for w in range(100) if 2**w >= base ** len(digits))
-        bits += field(number, width)
-    return bits
+    return "1111" + grouped([level + s for level in levels], 2 * s + 1)
 
 
 def sparse_bits(levels: list[int], s: int, b: int) -> str:
@@ -49,7 +35,9 @@ def slow_encode(levels: list[int], norms: list[float], s: int) -> bytes:
     if not any(norms):
         return head
     candidates = [(sparse_bits(levels, s, b), "1") for b in range(15)] + [(dense_bits(levels, s), "0")]
-    return head + to_bytes(*min(candidates, key=lambda candidate: len(candidate[0])))
+    bits, padding = min(candidates, key=lambda candidate: len(candidate[0]))
+    entropy = entropy_body([level + s for level in levels], 2 * s + 1, "1111", len(bits))
+    return head + (to_bytes(bits, padding) if entropy is None else entropy)
 
 
 def slow_decode(message: bytes, d: int, s: int, buckets: int) -> list[int]:
@@ -82,6 +70,14 @@ def slow_decode(message: bytes, d: int, s: int, buckets: int) -> list[int]:
     return levels
 
 
+def slow_digits(digits: list[int], scales: list[float], seeds: list[int], base: int, written: bool) -> bytes:
+    head = b"".join(struct.pack("<I", seed) for seed in seeds) + b"".join(struct.pack("<f", scale) for scale in scales)
+    if not written:
+        return head
+    fixed = grouped(digits, base)
+    return head + (entropy_body(digits, base, "", len(fixed)) or to_bytes(fixed, "0"))
+
+
 def random_payload(generator: np.random.Generator) -> Levels:
     d, n = int(generator.integers(1, 90)), 3
     s = int(generator.choice([1, 1, 2, 3, 4, 16, 100, 32767, 32768]))
@@ -102,6 +98,60 @@ def test_same_bytes_as_the_slow_codec(seed: int) -> None:
     for message, levels, norms in zip(messages, payload.levels.tolist(), payload.norms.tolist(), strict=True):
         assert message == slow_encode(levels, norms, layout.levels)
         assert slow_decode(message, layout.d, layout.levels, layout.buckets) == levels
+
+
+def heavy_payload(generator: np.random.Generator) -> Levels:
+    """Rows long enough for the entropy code, whose levels are of many magnitudes."""
+    d, s = int(generator.integers(300, 1500)), int(generator.choice([1, 4, 16, 300]))
+    levels = (generator.standard_t(2, (3, d)) * generator.choice([0.1, 1, 3])).clip(-s, s).astype(np.int32)
+    return Levels(LevelsLayout(d, s, d), torch.from_numpy(levels), torch.ones(3, 1))
+
+
+@pytest.mark.parametrize("form", ["compiled", "numpy"])
+@pytest.mark.parametrize("seed", range(40))
+def test_same_bytes_as_the_slow_entropy_code(seed: int, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "installed", lambda: form == "compiled")
+    payload = heavy_payload(np.random.default_rng(seed))
+    messages = encode(payload)
+    for message, levels in zip(messages, payload.levels.tolist(), strict=True):
+        assert message == slow_encode(levels, [1.0], payload.layout.levels)
+    assert size(payload).tolist() == [8 * len(message) for message in messages]
+    assert torch.equal(decode(messages, payload.layout).levels, payload.levels)
+
+
+def test_the_entropy_code_is_used_where_it_is_shorter() -> None:
+    entropy = 0
+    for seed in range(40):
+        payload = heavy_payload(np.random.default_rng(seed))
+        dense = 4 + len(to_bytes(dense_bits(payload.levels[0].tolist(), payload.layout.levels), "0"))
+        entropy += sum(message[4] >> 4 == 15 and len(message) < dense for message in encode(payload))
+    assert 30 <= entropy <= 110
+
+
+def random_digits(generator: np.random.Generator) -> Digits:
+    d, n = int(generator.choice([1, 5, 60, 900])), 3
+    base, bucket = int(generator.choice([2, 3, 16, 511, 2**17])), int(generator.choice([0, 1, 7, d, d + 3]))
+    layout = DigitsLayout(d, base, bucket, bool(generator.integers(2)))
+    digits = np.minimum(generator.geometric(generator.choice([0.01, 0.3, 0.9]), (n, d)) - 1, base - 1).astype(np.int32)
+    scales = generator.random((n, layout.buckets)).astype(np.float32)
+    if bucket:
+        scales[generator.random(scales.shape) < generator.choice([0.0, 0.3, 1.0])] = 0.0
+        digits[np.repeat(scales == 0, bucket, axis=1)[:, :d]] = 0
+    seeds = generator.integers(0, 2**32, (n, int(layout.seeded)))
+    return Digits(layout, torch.from_numpy(digits), torch.from_numpy(scales), torch.from_numpy(seeds))
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_same_bytes_as_the_slow_codec_of_digits(seed: int) -> None:
+    payload = random_digits(np.random.default_rng(seed))
+    layout, messages = payload.layout, encode(payload)
+    rows = zip(messages, payload.digits.tolist(), payload.scales.tolist(), payload.seeds.tolist(), strict=True)
+    for message, digits, scales, seeds in rows:
+        assert message == slow_digits(digits, scales, seeds, layout.base, any(scales) or not layout.bucket)
+    found = decode(messages, layout)
+    assert torch.equal(found.digits, payload.digits)
+    assert torch.equal(found.scales, payload.scales)
+    assert torch.equal(found.seeds, payload.seeds)
 
 
 def test_every_code_is_used() -> None:

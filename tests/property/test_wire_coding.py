@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 
 import hypothesis.extra.numpy as hnp
@@ -13,9 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim import kernels
-from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout, row
+from fedsim.compression.payload import (
+    Digits,
+    DigitsLayout,
+    Layout,
+    Levels,
+    LevelsLayout,
+    Payload,
+    Values,
+    ValuesLayout,
+    parts,
+    row,
+)
 from fedsim.errors import WireError
-from fedsim.wire import decode, encode, longest, size
+from fedsim.wire import ans, decode, encode, longest, size
 from fedsim.wire.levels import MAX_LEVELS
 
 
@@ -54,12 +66,23 @@ def value_rows(draw: st.DrawFn) -> Values:
     return Values(ValuesLayout(d, torch.float64 if wide else torch.float32), torch.from_numpy(values))
 
 
+@st.composite
+def digit_rows(draw: st.DrawFn) -> Digits:
+    """Half of them have few symbols in long runs, which the entropy code shortens."""
+    d, base = draw(st.integers(1, 300)), draw(st.integers(2, 40) | st.sampled_from([511, 2**17]))
+    layout = DigitsLayout(d, base, draw(st.integers(0, d + 2)), draw(st.booleans()))
+    n, top = draw(st.integers(0, 3)), draw(st.integers(0, base - 1))
+    digits = draw(hnp.arrays(np.int32, (n, d), elements=st.integers(0, top), fill=st.just(0)))
+    scales = np.abs(draw(hnp.arrays(np.float32, (n, layout.buckets), elements=st.floats(0, 2.0**127, width=32))))
+    if layout.bucket:
+        digits[np.repeat(scales == 0, layout.bucket, axis=1)[:, :d]] = 0
+    seeds = draw(hnp.arrays(np.int64, (n, int(layout.seeded)), elements=st.integers(0, 2**32 - 1)))
+    return Digits(layout, *map(torch.from_numpy, (digits, scales, seeds)))
+
+
 def same(one: Payload, other: Payload) -> bool:
-    if isinstance(one, Values) and isinstance(other, Values):
-        return one.layout == other.layout and one.values.numpy().tobytes() == other.values.numpy().tobytes()
-    assert isinstance(one, Levels)
-    assert isinstance(other, Levels)
-    return one.layout == other.layout and torch.equal(one.levels, other.levels) and torch.equal(one.norms, other.norms)
+    bytes_of = [[part.contiguous().numpy().tobytes() for part in parts(payload).values()] for payload in (one, other)]
+    return one.layout == other.layout and bytes_of[0] == bytes_of[1]
 
 
 def refused_or_canonical(message: bytes, layout: Layout) -> None:
@@ -70,7 +93,7 @@ def refused_or_canonical(message: bytes, layout: Layout) -> None:
     assert encode(payload) == [message]
 
 
-@given(level_rows() | value_rows())
+@given(level_rows() | digit_rows() | value_rows())
 def test_round_trip_and_length(payload: Payload) -> None:
     messages = encode(payload)
     bits = size(payload)
@@ -80,14 +103,15 @@ def test_round_trip_and_length(payload: Payload) -> None:
     assert same(decode(messages, payload.layout), payload)
 
 
-@given(level_rows())
-def test_a_row_alone_has_the_bytes_it_has_in_a_cohort(payload: Levels) -> None:
-    assert [encode(row(payload, i))[0] for i in range(len(payload.levels))] == encode(payload)
+@given(level_rows() | digit_rows())
+def test_a_row_alone_has_the_bytes_it_has_in_a_cohort(payload: Levels | Digits) -> None:
+    messages = encode(payload)
+    assert [encode(row(payload, i))[0] for i in range(len(messages))] == messages
 
 
 @settings(max_examples=200)
-@given(level_rows(), st.data())
-def test_mutated_messages(payload: Levels, data: st.DataObject) -> None:
+@given(level_rows() | digit_rows(), st.data())
+def test_mutated_messages(payload: Payload, data: st.DataObject) -> None:
     for message in encode(payload):
         damaged = bytearray(message)
         for at in data.draw(st.lists(st.integers(0, len(damaged) - 1), min_size=1, max_size=3)):
@@ -109,6 +133,17 @@ def test_any_bytes(layout: LevelsLayout, data: st.DataObject) -> None:
     refused_or_canonical(norms + data.draw(st.binary(max_size=40)), layout)
 
 
+@given(digit_rows(), st.data())
+def test_any_bytes_of_digits(payload: Digits, data: st.DataObject) -> None:
+    layout = payload.layout
+    head = 4 * layout.seeded * b"\1" + np.ones(layout.buckets, "<f4").tobytes()
+    refused_or_canonical(head + data.draw(st.binary(max_size=60)), layout)
+    if len(payload.digits):  # a table that is true, and any words
+        symbols = np.concatenate([np.asarray(payload.digits[0]), np.zeros(300, np.int32)])
+        start = np.packbits(ans.table(np.bincount(symbols, minlength=layout.base))).tobytes()
+        refused_or_canonical(head + start + data.draw(st.binary(max_size=40)), replace(layout, d=layout.d + 300))
+
+
 @given(value_rows(), st.binary(min_size=1, max_size=9))
 def test_values_of_another_length(payload: Values, more: bytes) -> None:
     for message in encode(payload):
@@ -119,10 +154,19 @@ def test_values_of_another_length(payload: Values, more: bytes) -> None:
                 decode([message[:-1]], payload.layout)
 
 
+def evenly(layout: LevelsLayout) -> list[int]:
+    """A row that nothing shortens: large levels, and none of them more often than the others."""
+    d, s = layout.d, layout.levels
+    if d <= s:
+        return [(s - i // 2) * (-1) ** i for i in range(d)]
+    return [(2 * i + 1) * (2 * s + 1) // (2 * d) - s for i in range(d)]
+
+
 @given(level_layouts(), st.randoms(use_true_random=False))
 def test_longest_is_reached(layout: LevelsLayout, random: Random) -> None:
-    levels = torch.tensor([[random.choice([-layout.levels, layout.levels]) for _ in range(layout.d)]])
-    payload = Levels(layout, levels.to(torch.int32), torch.ones(1, layout.buckets))
+    row = evenly(layout)
+    random.shuffle(row)
+    payload = Levels(layout, torch.tensor([row], dtype=torch.int32), torch.ones(1, layout.buckets))
     (message,) = encode(payload)
     assert len(message) == longest(layout)
     with pytest.raises(WireError, match="bytes, expected"):

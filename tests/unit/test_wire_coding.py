@@ -10,7 +10,17 @@ import pytest
 import torch
 
 from fedsim import kernels
-from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout, row
+from fedsim.compression.payload import (
+    Digits,
+    DigitsLayout,
+    Layout,
+    Levels,
+    LevelsLayout,
+    Payload,
+    Values,
+    ValuesLayout,
+    row,
+)
 from fedsim.errors import WireError
 from fedsim.wire import decode, encode, longest, size
 
@@ -24,6 +34,11 @@ def form(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 LAYOUT = LevelsLayout(d=6, levels=4, bucket=3)
+
+
+def digits(row: list[int], scales: list[float], seeds: list[int], layout: DigitsLayout) -> Digits:
+    scale, seed = torch.tensor([scales], dtype=torch.float32), torch.tensor([seeds], dtype=torch.int64)
+    return Digits(layout, torch.tensor([row], dtype=torch.int32), scale, seed)
 
 
 def levels(rows: list[list[int]], norms: list[list[float]], layout: LevelsLayout = LAYOUT) -> Levels:
@@ -52,7 +67,26 @@ GOOD = levels([[0, 1, 0, -4, 0, 0]], [[1.0, 2.0]])
         (Values(ValuesLayout(2), torch.zeros(1, 3)), "values are"),
         (Values(ValuesLayout(2), torch.zeros(2)), "values are"),
         (Values(ValuesLayout(2, torch.float64), torch.zeros(1, 2)), re.escape("values are torch.float32[1, 2]")),
-        (Values(ValuesLayout(2, torch.int64), torch.zeros(1, 2).long()), "use torch.float32 or torch.float64"),
+        (
+            Values(ValuesLayout(2, torch.int64), torch.zeros(1, 2).long()),
+            "use torch.float16, torch.bfloat16, torch.float32, torch.float64",
+        ),
+        (
+            digits([0, 0], [], [], DigitsLayout(3, 2)),
+            re.escape("digits are torch.int32[1, 2], expected torch.int32[1, 3]"),
+        ),
+        (digits([0, 0], [], [], DigitsLayout(2, 2, 1)), re.escape("scales are torch.float32[1, 0]")),
+        (digits([0, 0], [], [], DigitsLayout(2, 2, seeded=True)), re.escape("seeds are torch.int64[1, 0]")),
+        (digits([0, 2], [], [], DigitsLayout(2, 2)), "digits are 0 to 2, expected 0 to 1"),
+        (digits([0, -1], [], [], DigitsLayout(2, 2)), "digits are -1 to 0"),
+        (digits([0, 1], [], [-1], DigitsLayout(2, 2, seeded=True)), "seeds are -1 to -1"),
+        (digits([0, 1], [], [2**32], DigitsLayout(2, 2, seeded=True)), "expected 0 to 4294967295"),
+        (digits([0, 1], [1.0, 0.0], [], DigitsLayout(2, 2, 1)), "bucket of scale zero"),
+        (digits([0, 1], [1.0, -0.0], [], DigitsLayout(2, 2, 1)), "-0.0"),
+        (digits([], [], [], DigitsLayout(0, 2)), "no wire format"),
+        (digits([0], [], [], DigitsLayout(1, 1)), "base from 2 to 131072"),
+        (digits([0], [], [], DigitsLayout(1, 2**17 + 1)), "base from 2 to 131072"),
+        (digits([0], [], [], DigitsLayout(1, 2, -1)), "no wire format"),
         (levels([[]], [[]], LevelsLayout(0, 1, 1)), "no wire format"),
         (levels([[0]], [[1.0]], LevelsLayout(1, 1, 0)), "no wire format"),
         (levels([[0]], [[1.0]], LevelsLayout(1, 0, 1)), "no wire format"),
@@ -89,7 +123,7 @@ def test_a_message_by_hand() -> None:
         (body("0000 0010 000 111 10 1111 1110"), "coordinate"),  # a gap beyond the row
         (body("0000 0010 000 001 10 10 111111"), "not the encoding of the row"),  # w one too large
         (body("0001 0010 0001 1111 0 0 111111"), "not the encoding of the row"),  # b is not the best
-        (body("1111 0000"), "dense body has 1 bytes, expected 3"),
+        (body("1111 0000"), "no entropy code"),
         (body("1111" + "1" * 20), "not the encoding of the row"),  # beyond 9^6 - 1
         (body("0000 0010 000 111 10 10 111111", (1.0, 0.0)), "bucket of norm zero"),
         (body("0000 0010 000 111 10 10 111111", (1.0, float("nan"))), "a norm is"),
@@ -99,6 +133,54 @@ def test_a_message_by_hand() -> None:
 def test_messages_that_are_refused(message: bytes, says: str) -> None:
     with pytest.raises(WireError, match=says):
         decode([encode(GOOD)[0], message], LAYOUT)
+
+
+TERNARY = DigitsLayout(30, 3)
+"""6 bytes when fixed. The table begins with two numbers of 2 bits."""
+
+
+@pytest.mark.parametrize(
+    ("bits", "says"),
+    [
+        ("", "no entropy code"),
+        ("0001 1111 1011 1110", "no entropy code"),  # lengths 5 and 5, but not the two bits of each that follow
+        ("0001 1110 1110 1100", "not the encoding of the row"),  # two symbols and no words
+        ("0010 0000", "no entropy code"),  # three counts of zero
+        ("1101 0000", "no entropy code"),  # from 3 to 1
+        ("0111 0000", "no entropy code"),  # to symbol 3 of base 3
+        ("0010 1111 1111", "no entropy code"),  # no end of a length
+        ("0000 0000", "no entropy code"),  # nothing occurs
+        ("0000 1111 0110 0000", "not the encoding of the row"),  # one symbol, 15 times
+        ("0000 1111 1011 1000 0000 0000", "no entropy code"),  # a zero byte at the end
+        ("0000 1111 1011 1000 0000 0001", "not the encoding of the row"),  # no words are needed for one symbol
+        ("0101 1111 1011 1000", "not the encoding of the row"),  # the padding
+    ],
+)
+def test_entropy_codes_that_are_refused(bits: str, says: str) -> None:
+    message = body(bits.replace(" ", "") + "0" * (-len(bits.replace(" ", "")) % 8), ())
+    with pytest.raises(WireError, match=says):
+        decode([message], TERNARY)
+
+
+def test_a_count_of_more_than_32_bits() -> None:
+    message = body("0000" + 33 * "1" + "0" + 26 * "1", ())
+    with pytest.raises(WireError, match="no entropy code"):
+        decode([message], DigitsLayout(3000, 3))
+
+
+def test_one_symbol() -> None:
+    message = bytes([0b01011111, 0b10110000])  # from 1 to 1; 5 bits; 11 of 11110
+    assert encode(digits([1] * 30, [], [], TERNARY)) == [message]
+    assert decode([message], TERNARY).digits.tolist() == [[1] * 30]
+
+
+@pytest.mark.parametrize("word", [0, 1, 2**31])
+def test_words_that_are_not_canonical(word: int) -> None:
+    layout = DigitsLayout(300, 3)
+    (message,) = encode(digits([0, 1, 0, 0, 0] * 60, [], [], layout))
+    assert len(message) < 60
+    with pytest.raises(WireError, match=r"no entropy code|not the encoding"):
+        decode([message + struct.pack("<I", word)], layout)
 
 
 def test_the_refusal_names_the_message() -> None:
