@@ -9,6 +9,11 @@ QUANTIZED = {"compressor": "quantize"}
 PLAIN = {"compressor": "identity"}
 MEMORY = {"memory": True}
 STEP_FEEDBACK = {"feedback": "step"}
+TOP = {"compressor": "top-k", "fraction": 0.05}
+TERNARY = {"compressor": "stc", "fraction": 0.05}
+SIGNS = {"compressor": "sign"}
+FULL_FEEDBACK = {"feedback": 1.0}
+REGISTERED = {"normalise": "registered"}
 MODEL_MEMORY = {"memory": "model"}
 MODELS_MEAN = {"step": 1.0, "normalise": "present"}
 LOCAL_AVERAGING = {
@@ -72,13 +77,38 @@ RECIPES: dict[str, Recipe] = {
         "Philippenko & Dieuleveut, NeurIPS 2021, arXiv 2102.12528",
         {"uplink": QUANTIZED | MEMORY, "downlink": QUANTIZED | MODEL_MEMORY | {"each": True}},
     ),
+    "ef21": Recipe(
+        "top-k changes of what each client sent so far",
+        "Richtárik, Sokolov & Fatkhullin, NeurIPS 2021, arXiv 2106.05203",
+        {"uplink": TOP | MEMORY, "downlink": PLAIN, "server": REGISTERED},
+    ),
+    "ef21-bc": Recipe(
+        "ef21 both ways: what comes down is the top-k change of the estimate",
+        "Fatkhullin et al. 2021, arXiv 2110.03294, Algorithm 5",
+        {"uplink": TOP | MEMORY, "downlink": TOP | {"memory": "update"}, "server": REGISTERED},
+    ),
+    "ef21-p-diana": Recipe(
+        "diana whose server keeps its own model: what comes down is its top-k difference to the clients' model",
+        "Gruntkowska, Tyurin & Richtárik, ICML 2023, arXiv 2209.15218",
+        {"uplink": QUANTIZED | MEMORY, "downlink": TOP | MODEL_MEMORY},
+    ),
+    "stc": Recipe(
+        "sparse ternary messages both ways, with error feedback both ways",
+        "Sattler, Wiedemann, Müller & Samek, TNNLS 2020, arXiv 1903.02891",
+        {"uplink": TERNARY | FULL_FEEDBACK, "downlink": TERNARY | FULL_FEEDBACK},
+    ),
+    "dist-ef-sgd": Recipe(
+        "scaled signs both ways, with error feedback both ways",
+        "Zheng, Huang & Kwok, NeurIPS 2019, arXiv 1905.10936",
+        {"uplink": SIGNS | FULL_FEEDBACK, "downlink": SIGNS | FULL_FEEDBACK},
+    ),
     "dasha": Recipe(
         "quantized changes of the gradient, never in full but in the first round",
         "Tyurin & Richtárik, ICLR 2023, arXiv 2202.01268",
         {
             "uplink": QUANTIZED | MEMORY | {"correction": "auto"},
             "downlink": PLAIN,
-            "server": {"normalise": "registered"},
+            "server": REGISTERED,
         },
     ),
     "marina": Recipe(
@@ -87,7 +117,7 @@ RECIPES: dict[str, Recipe] = {
         {
             "uplink": QUANTIZED | MEMORY | {"correction": 0.0, "synchronise": "auto"},
             "downlink": PLAIN,
-            "server": {"normalise": "registered"},
+            "server": REGISTERED,
         },
     ),
     "dore": Recipe(

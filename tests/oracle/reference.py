@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,8 +80,21 @@ class Message:
     norms: list[float] = field(default_factory=list)
 
 
+class Operator(Protocol):
+    """A compressor of which this file has no transcription of its own; other tests hold it to its paper."""
+
+    def compress(self, row: Row, address: tuple[int, int, int, int]) -> Message: ...
+
+    def omega(self, d: int) -> float: ...
+
+    def formula_bits(self, d: int) -> tuple[float, float]: ...
+
+
 def compress(channel: Table, row: Row, address: tuple[int, int, int, int]) -> Message:
     """C(row), by the keys of an [uplink] or [downlink] table. address: seed, purpose, round, client."""
+    if operator := channel.get("operator"):
+        message: Message = operator.compress(row, address)
+        return message
     if channel["compressor"] == "identity":
         wire = row.astype(channel["values"])
         return Message(wire.astype(row.dtype), wire.nbytes)
@@ -125,6 +138,8 @@ def message_bytes(levels: list[int], norms: list[float], s: int) -> int:
 
 
 def omega(channel: Table, d: int) -> float:
+    if operator := channel.get("operator"):
+        return float(operator.omega(d))
     if channel["compressor"] == "identity":
         return 0.0
     s, b = int(channel["levels"]), min(int(channel["bucket"]), d) or d
@@ -135,6 +150,9 @@ def omega(channel: Table, d: int) -> float:
 
 def formula_bits(channel: Table, d: int) -> tuple[float, float]:
     """(bits a message, bits a round): 32 d, or the published code's count (science notes, section 1.6)."""
+    if operator := channel.get("operator"):
+        found: tuple[float, float] = operator.formula_bits(d)
+        return found
     if channel["compressor"] == "identity":
         return 32.0 * d, 0.0
     s, size, total = channel["levels"], min(channel["bucket"], d) or d, 0.0
@@ -365,7 +383,7 @@ def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
     held = [0] * n
     a = up["correction"] if up["correction"] != "auto" else 1 / (1 + 2 * omega(up, d))
     full = up["synchronise"] if up["synchronise"] != "auto" else 1 / (1 + omega(up, d))
-    beta = float(down["rate"]) if down["rate"] != "auto" else 1 / (2 * (omega(down, d) + 1))
+    beta = float(down["rate"]) if down["rate"] != "auto" else slow_rate(omega(down, d))
     models = down["memory"] == "model"
     k_i, what, H = [np.zeros_like(w) for _ in range(n)], w.copy(), w.copy() if models else np.zeros_like(w)
     H_i = [np.zeros_like(w) for _ in range(n)]
@@ -520,7 +538,12 @@ def memory_rate(up: Table, d: int) -> float:
     if up["correction"] != 1:
         return 1.0
     quantizer = {"compressor": "quantize", "levels": up["rate_levels"], "norm": "l2", "bucket": 0}
-    return 1 / (2 * (omega(quantizer if up["rate_levels"] else up, d) + 1))
+    return slow_rate(omega(quantizer if up["rate_levels"] else up, d))
+
+
+def slow_rate(constant: float) -> float:
+    """1 / (2 (omega + 1)), and 1 for a biased compressor."""
+    return 1 / (2 * (constant + 1)) if constant < math.inf else 1.0
 
 
 def first_batch(table: Table, world: World, i: int, k: int, solver: Solver) -> tuple[Row, Row]:
