@@ -323,6 +323,10 @@ def check_channels(method: Method, step: float, probability: float) -> None:
         )
 
 
+ROUNDING = 0.99
+"""From this delta on what a biased compressor leaves out is rounding, as of 16-bit numbers, and may be lost."""
+
+
 def check_error(name: str, compressor: AnyCompressor, feedback: float, rate: float, d: int) -> None:
     """Refuse what a compressor leaves out and nobody recovers, or what would grow.
 
@@ -332,7 +336,7 @@ def check_error(name: str, compressor: AnyCompressor, feedback: float, rate: flo
     """
     omega, delta = compressor.omega(d), compressor.delta(d)
     biased = not math.isfinite(omega)
-    if biased and not feedback and not rate:
+    if biased and delta < ROUNDING and not feedback and not rate:
         raise ConfigError(
             f"{name}.compressor: {_named(compressor)} is biased, and what it leaves out would be lost; "
             f"use {name}.feedback = 1 (error feedback) or a memory (EF21)"

@@ -16,14 +16,14 @@ from packaging.utils import canonicalize_name
 from tests.docker.pins import DOCKER, pins
 from tests.docker.test_static import program
 
-EXTRAS = ("flower", "deploy")
+EXTRAS = ("flower", "deploy", "images")
 IMAGE = {"python_version": "3.11", "python_full_version": "3.11.0", "sys_platform": "linux", "platform_system": "Linux"}
 OF_CUDA = re.compile(r"nvidia-.*|cuda-.*|triton")
 """What torch's own index leaves out of the CPU build."""
 
 
 def project() -> list[Requirement]:
-    """What pyproject.toml says that fedsim[flower,deploy] needs."""
+    """What pyproject.toml says that fedsim[flower,deploy,images] needs."""
     table = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text())["project"]
     optional = table["optional-dependencies"]
     return [Requirement(line) for line in (*table["dependencies"], *(one for name in EXTRAS for one in optional[name]))]

@@ -36,13 +36,13 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     "eden and 16 bits": {
         **LINEAR,
         "algorithm": "fedavg",
-        "uplink": {"compressor": "eden", "bits": 3, "bucket": 4},
+        "uplink": {"compressor": "eden", "bits": 3, "bucket": 4, "feedback": 1.0},
         "downlink": {"compressor": "half"},
     },
     "signs and float16": {
         **DIGITS,
         "algorithm": "fedavg",
-        "uplink": {"compressor": "sign", "bucket": 64},
+        "uplink": {"compressor": "sign", "bucket": 64, "feedback": 1.0},
         "downlink": {"compressor": "half", "values": "float16"},
     },
     "diana, pp1": {**LINEAR, "algorithm": "diana", "server": {"memory": "pp1"}, "participation": HALF},

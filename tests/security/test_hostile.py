@@ -418,7 +418,7 @@ FRAMES: dict[str, Callable[[bytes], bytes]] = {
     "a byte more": lambda data: data + b"\0",
     "a byte less": lambda data: data[:-1],
     "another magic": lambda data: b"PK" + data[2:],
-    "another version": lambda data: data[:2] + b"\x02" + data[3:],
+    "another version": lambda data: data[:2] + bytes([data[2] + 1]) + data[3:],
     "a kind that is none": lambda data: data[:3] + b"\xff" + data[4:],
     "announces 4 GiB": lambda data: data[:32] + b"\xff\xff\xff\xff" + data[36:],
     "a wrong checksum": lambda data: data[:36] + struct.pack("<I", 0) + data[40:],

@@ -18,7 +18,7 @@ from fedsim.algorithms.method import (
     check_error,
     feedback_coefficient,
 )
-from fedsim.compression import Identity, Quantize, RandK, TopK
+from fedsim.compression import Half, Identity, Quantize, RandK, TopK
 from fedsim.errors import ConfigError
 
 MEMORY = Uplink(memory=True)
@@ -106,6 +106,11 @@ def test_what_a_biased_compressor_leaves_out_must_be_recovered() -> None:
         check_error("uplink", compressor, 0.0, 1.0, 100)
         with pytest.raises(ConfigError, match=rf"uplink\.compressor: '{name}' is biased, .*use uplink\.feedback = 1"):
             check_error("uplink", compressor, 0.0, 0.0, 100)
+
+
+def test_what_is_only_rounded_may_be_lost() -> None:
+    check_error("downlink", Half(), 0.0, 0.0, 100)
+    check_error("downlink", Half("float16"), 0.0, 0.0, 100)
 
 
 def test_a_memory_must_be_stable() -> None:
