@@ -20,7 +20,7 @@ from fedsim.algorithms.recipes import RECIPES
 from fedsim.algorithms.whitening import Off, Whitening
 from fedsim.data import Digits, Dirichlet, Scheme, Source
 from fedsim.errors import ConfigError
-from fedsim.keys import check_keys, nearest, unknown_value
+from fedsim.keys import SHOWN, check_keys, nearest, shown, unknown_value
 from fedsim.participation import KofN, Participation
 from fedsim.solvers.direction import Gradient, LocalDirection
 from fedsim.solvers.local import Local
@@ -46,6 +46,14 @@ CHANNELS: dict[str, type[msgspec.Struct]] = {"uplink": Uplink, "downlink": Downl
 
 EITHER = {"local": ("steps", "epochs")}
 """Keys of which one replaces the other when it is named alone."""
+
+MAX_TEXT = 2**16
+"""Characters of an experiment."""
+
+_PARTS = 8
+_PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
+_DEEP = re.compile(rf"(?m)(?:^|[\[{{,])[ \t]*({_PART}(?:[ \t]*\.[ \t]*{_PART}){{{_PARTS}}})")
+"""A key of more parts, at a place where TOML has keys."""
 
 IMPLIED: dict[str, Table] = {
     "breast-cancer": {"task": {"kind": "logistic"}, "partition": {"clients": 10}, "participation": {"scheme": "full"}},
@@ -191,20 +199,41 @@ def load(path: Path | None, assignments: Sequence[str] = ()) -> Experiment:
 def read_toml(path: Path) -> Table:
     """The tables of a TOML file. Raises ConfigError naming the file and the place."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            return tables_of(file.read(MAX_TEXT + 1), f"{path}:")
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot read the experiment ({error.strerror}); give the path of a TOML file"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def tables_of(text: str, where: str) -> Table:
+    """The tables of a TOML text. Raises ConfigError, which begins with ``where`` ("a.toml:").
+
+    Refused as well is what would take long to read: a parser's time and memory grow with the square of the parts of a
+    dotted key, and 60 kB could ask for 4 GB.
+    """
+    if len(text) > MAX_TEXT:
+        raise ConfigError(f"{where} longer than {MAX_TEXT} characters; an experiment with every key has 2500")
+    if deep := _DEEP.search(text):
+        line = text.count("\n", 0, deep.start(1)) + 1
+        raise ConfigError(f"{where} not valid: a key of more than {_PARTS} parts (at line {line})")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError(f"{where} not valid TOML: nested too deep") from None
+    except ValueError as error:  # TOMLDecodeError, and what Python says to numbers of thousands of digits
+        raise ConfigError(f"{where} not valid TOML: {error}") from None
 
 
 def from_table(user: Table) -> Experiment:
     """The experiment that a user's tables describe. Raises ConfigError; see ``load``."""
     name = user.get("algorithm", "artemis")
     if not isinstance(name, str) or name not in RECIPES:
-        raise ConfigError(f"algorithm = {name!r}: no such recipe{nearest(str(name), RECIPES)}; see `fedsim recipes`")
+        close = nearest(name, RECIPES) if isinstance(name, str) else ""
+        raise ConfigError(f"algorithm = {shown(name)}: no such recipe{close}; see `fedsim recipes`")
     data = user.get("data")
     source = data.get("source") if isinstance(data, dict) else None
     table = Experiment().table()
@@ -248,12 +277,16 @@ def parse_assignment(text: str) -> Table:
     """
     key, separator, value = text.partition("=")
     names = key.strip().split(".")
-    if not separator or not all(names):
-        raise ConfigError(f"--set {text}: expected table.key=value, for example --set uplink.levels=4")
+    if not separator or not all(names) or len(names) > _PARTS:
+        given = " ".join(text.split())
+        raise ConfigError(
+            f"--set {given if len(given) <= SHOWN else shown(given)}: expected table.key=value, "
+            "for example --set uplink.levels=4"
+        )
     value = re.sub(r"^\s*([+-]?)\.(\d+)\s*$", r"\g<1>0.\2", value)  # TOML has no .5
     try:
         result: Any = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         result = value.strip()
     for name in reversed(names):
         result = {name: result}

@@ -65,7 +65,7 @@ def check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct], tags: Mappi
     fields = {field.encode_name: field for field in top.fields}
     for key, value in table.items():
         if key not in fields:
-            raise ConfigError(f"unknown key {key!r}{nearest(key, fields)}; keys: {_listed(fields)}")
+            raise ConfigError(f"unknown key {shown(key)}{nearest(key, fields)}; keys: {_listed(fields)}")
         variants = _structs(fields[key].type)
         if variants and not isinstance(value, Mapping):
             example = tags.get(key) or variants[0].fields[0].encode_name
@@ -97,7 +97,7 @@ def _check_table(name: str, table: Mapping[str, Any], type_: Type, tag: str) -> 
     for key in table:
         if key not in possible:
             raise ConfigError(
-                f"unknown key '{name}.{key}'"
+                f"unknown key {shown(f'{name}.{key}')}"
                 + (f" (did you mean '{name}.{close}'?)" if (close := _close(key, possible)) else "")
                 + f"; keys of [{name}]{f' with {tag} = {table[tag]!r}' if variants else ''}: {_listed(possible)}"
             )

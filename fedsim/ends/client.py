@@ -83,11 +83,12 @@ class ClientEnd:
     def answer(self) -> list[bytes]:
         """The frames of this round's reply. On disk when they are returned: the state that they lead to.
 
-        An UPLOAD, in the first round perhaps after the MEMORY that it starts from; a REFRESH when the ends have parted.
+        An UPLOAD, in the first round perhaps after the MEMORY that it starts from; a REFRESH when the ends have parted,
+        or when no model has come.
         Raises OSError when the disk refuses; then nothing may leave.
         """
         base, t = self.sender, self.seen
-        if self.parted:
+        if self.parted or self.seen == NEVER:
             if self.store is not None and self.seen != NEVER:
                 self.store.save(Standing(self.model, self.seen, base))  # the memory follows alone
             return [self._frame(Kind.REFRESH, base.end, b"")]

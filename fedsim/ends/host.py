@@ -7,7 +7,6 @@ one, needs no configuration. The last experiment stays prepared (its data loaded
 from __future__ import annotations
 
 import logging
-import tomllib
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,8 +18,8 @@ from fedsim.ends.answer import Answer
 from fedsim.ends.client import ClientEnd
 from fedsim.ends.part import whole
 from fedsim.ends.store import Keep
-from fedsim.errors import ConfigError, FedsimError, WireError
-from fedsim.experiment import Experiment, default_table, from_table
+from fedsim.errors import FedsimError, WireError
+from fedsim.experiment import Experiment, default_table, from_table, tables_of
 from fedsim.simulation.setup import Setup, prepare
 from fedsim.wire import coding, decode_frame
 
@@ -97,7 +96,4 @@ def alone(experiment: Experiment, device: str = "") -> Setup:
 
 def read(text: str) -> Experiment:
     """The experiment of a TOML text; the default one of an empty text. Raises ConfigError."""
-    try:
-        return from_table(tomllib.loads(text) if text.strip() else default_table())
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"the experiment is not valid TOML: {error}") from None
+    return from_table(tables_of(text, "the experiment is") if text.strip() else default_table())

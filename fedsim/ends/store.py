@@ -29,6 +29,9 @@ from fedsim.wire.link import End, Sender
 
 NEVER = -1
 
+_MISFITS = (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What bytes that are in order, but not a client's state, lead to."""
+
 _Row = tuple[str, tuple[int, ...], bytes]
 """numpy's name of a type, a shape, the numbers."""
 
@@ -81,7 +84,10 @@ class Store:
             return None
         kept, turn = found
         self.turn = turn + 1
-        return _unpack(kept, device)
+        try:
+            return _unpack(kept, device)
+        except _MISFITS as error:
+            raise CheckpointError(f"{self.folder} holds no client's state ({error!r}); delete it") from None
 
 
 class Drawer:
@@ -108,7 +114,7 @@ class Drawer:
                 for name, (dtype, shape, octets) in rows.items()
             }
             return _unpack(Checkpoint(round, tensors, notes), device)
-        except (msgspec.MsgspecError, KeyError, ValueError, TypeError) as error:
+        except (msgspec.MsgspecError, *_MISFITS) as error:
             raise CheckpointError(f"the kept state of client {self.name} is damaged ({error})") from None
 
 

@@ -101,10 +101,14 @@ class RunFolder:
     def restore(self) -> Checkpoint | None:
         """The newest checkpoint, with the logs cut back to it; None (and fresh logs) when the run has none yet."""
         found = read(self.path / "checkpoint")
-        lengths = found[0].notes["lengths"] if found else dict.fromkeys(self.logs, 0)
+        lengths = found[0].notes.get("lengths") if found else dict.fromkeys(self.logs, 0)
+        if not isinstance(lengths, dict) or any(type(lengths.get(log)) is not int for log in self.logs):
+            raise CheckpointError(
+                f"{self.path / 'checkpoint'} is not of such a run; restore it, or delete it to begin anew"
+            )
         for log in self.logs:
             size = (self.path / log).stat().st_size if (self.path / log).exists() else 0
-            if size < lengths[log]:
+            if not 0 <= lengths[log] <= size:
                 raise CheckpointError(
                     f"{self.path / log} has {size} bytes, but its checkpoint was written at {lengths[log]}; put the "
                     f"file back, or delete {self.path / 'checkpoint'} to start this run from its first round"
@@ -126,7 +130,7 @@ class RunFolder:
             try:
                 found = json.loads(line)
                 lines.append({**found, "round": int(found["round"]), "loss": float(found["loss"])})
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 raise CheckpointError(
                     f"{path}:{number}: damaged line; put the file back, or delete {self.path / 'checkpoint'} to start "
                     "this run from its first round"
@@ -168,7 +172,7 @@ class RunFolder:
         path = self.path / "manifest.json"
         try:
             return dict(json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise CheckpointError(f"{path}: unreadable manifest ({reason}); put it back") from None
 
