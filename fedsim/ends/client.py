@@ -121,7 +121,7 @@ class ClientEnd:
         """Apply the updates since the model that is held; the server may send more, as it trusts only what it got."""
         compressor, missed = self.setup.method.downlink.compressor, frame.round - self.seen
         layout = compressor.layout(self.setup.task.dim)
-        messages = unpack_messages(frame.body, coding.longest(layout), frame.round)
+        messages = unpack_messages(frame.body, coding.bounds(layout), frame.round)
         if self.parted or self.seen == NEVER or not 0 <= missed <= len(messages):
             self.parted = True
             return

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -32,8 +32,9 @@ NEVER = -1
 _MISFITS = (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 """What bytes that are in order, but not a client's state, lead to."""
 
-_Row = tuple[str, tuple[int, ...], bytes]
-"""numpy's name of a type, a shape, the numbers."""
+_Short = msgspec.Meta(max_length=8)
+_Row = tuple[Annotated[str, _Short], Annotated[tuple[int, ...], _Short], bytes]
+"""numpy's name of a type, a shape, the numbers. No longer, as numpy would believe any length."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,12 @@ CODES: dict[type, Code] = {
 
 def longest(layout: Layout) -> int:
     """Bytes that no message of this layout exceeds, and one has. Raises WireError if it has no format."""
-    return CODES[type(layout)].bounds(layout)[1]
+    return bounds(layout)[1]
+
+
+def bounds(layout: Layout) -> tuple[int, int]:
+    """Bytes of the shortest and of the longest message. Raises WireError if the layout has no format."""
+    return CODES[type(layout)].bounds(layout)
 
 
 def size(payload: Received) -> Tensor:
@@ -65,7 +70,7 @@ def decode(messages: Sequence[bytes], layout: Layout) -> Payload:
     NaN. Raises WireError on anything that ``encode`` does not write, and nothing else.
     """
     code = CODES[type(layout)]
-    least, most = code.bounds(layout)
+    least, most = bounds(layout)
     for i, message in enumerate(messages):
         if not least <= len(message) <= most:
             raise WireError(f"message {i} has {len(message)} bytes, expected {least} to {most} for {layout}")

@@ -48,7 +48,7 @@ def _probe(
         levels[:] = 0
         found = _read(body, s, header, dense, digits, levels)
         octets = -1
-        if found:
+        if found == code.READ:
             octets = _write(levels, norms, s, bucket, header, dense, digits, gaps, out)
         for k in range(_GUARD):
             whole = levels_all[k] == _MARK and levels_all[_GUARD + d + k] == _MARK

@@ -244,13 +244,14 @@ def _records_case() -> Case:
     return Case(seeds, _records, (ValueError, TypeError), words, 500)
 
 
+ERRAND = Target("worker's errand", _errand_case, 0.1)
+ANSWER = Target("worker's answer", _answer_case, 1)
+DRAWER = Target("client's drawer", _drawer_case, 0.2)
 TARGETS = [
     Target("client, new", partial(_client_case, 0, 0), 0.1),
     Target("client, known", partial(_client_case, 3, 0), 0.1),
     Target("client, refreshed", partial(_client_case, 3, CLIENTS - 1), 0.1),
     Target("guard", partial(_server_case, 3), 0.1),
-    Target("worker's errand", _errand_case, 0.1),
-    Target("worker's answer", _answer_case, 1),
-    Target("client's drawer", _drawer_case, 0.2),
     Target("Flower's records", _records_case, 0.5),
+    *(ERRAND, ANSWER, DRAWER),
 ]

@@ -271,14 +271,16 @@ _LINES = [
 ]
 _JSON = [b"NaN", b"Infinity", b"1e999", b"null", b"{", b"[", b'"round":', b'"loss":', b"9" * 30, b"\n", b"[[[[[[[[[["]
 
+IDX = Target("idx, rank 3", partial(_idx_case, 3), 0.5)
+CHECKPOINT = Target("checkpoint", lambda: Case(_checkpoints(), _checkpoint, (CheckpointError,), _CHECKPOINT_WORDS), 0.2)
 TARGETS = [
     Target("LibSVM text", lambda: Case(_TEXTS, _svmlight, (DataError,), _WORDS, 300), 0.3),
     Target("LibSVM data", lambda: Case(_TEXTS, _libsvm, (DataError, ConfigError), _WORDS, 300), 0.2),
     Target("idx, rank 1", partial(_idx_case, 1), 0.5),
-    Target("idx, rank 3", partial(_idx_case, 3), 0.5),
+    IDX,
     Target("experiment", _toml_case, 0.2),
     Target("assignment", lambda: Case(_ASSIGNMENTS, _assignment, (ConfigError,), [b"[", b"{", b"=", b"."], 5000), 0.2),
-    Target("checkpoint", lambda: Case(_checkpoints(), _checkpoint, (CheckpointError,), _CHECKPOINT_WORDS), 0.2),
+    CHECKPOINT,
     Target(
         "checkpoint, signed",
         lambda: Case(_checkpoints(), _signed_checkpoint, (CheckpointError,), _CHECKPOINT_WORDS),

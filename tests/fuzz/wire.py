@@ -69,7 +69,7 @@ def _sealed_frame(data: bytes) -> None:
 
 
 def _messages(data: bytes) -> None:
-    messages = unpack_messages(data, 200, 20)
+    messages = unpack_messages(data, (0, 200), 20)
     assert len(messages) <= 20
     assert pack_messages(messages) == data
 
