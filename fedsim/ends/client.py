@@ -46,6 +46,8 @@ class ClientEnd:
             standing = None if store is None else store.load(setup.weights.device)
         except CheckpointError as error:
             standing, self.damage = None, str(error)
+        if standing is not None and not self._fits(standing):
+            standing, self.damage = None, f"the kept state of client {number} is not one of this model"
         if standing is not None:
             self.model, self.seen, self.sender = standing.model, standing.seen, standing.sender
 
@@ -130,6 +132,14 @@ class ClientEnd:
             self.model = artemis.apply(self.model, update, self.setup.step_of(k))
         self.seen = frame.round
 
+    def _fits(self, standing: Standing) -> bool:
+        """Whether its rows are as long as this model, and of its type."""
+        new, rows = self.setup.weights.new_empty(self.setup.task.dim), self.sender.state.rows
+        pairs: list[tuple[Tensor | None, Tensor | None]] = [(standing.model, new)]
+        for held in (standing.sender.state, *(state for _, state in filter(None, [standing.sender.pending]))):
+            pairs += [(held.rows.memory, rows.memory), (held.rows.error, rows.error)]
+        return all(_form(one) == _form(other) for one, other in pairs)
+
     def _agrees(self, server: End) -> bool:
         """Whether this state, or the pending one, is the one that the server speaks of."""
         try:
@@ -159,6 +169,10 @@ class ClientEnd:
 
     def _frame(self, kind: Kind, base: End, body: bytes) -> bytes:
         return encode_frame(Frame(kind, self.setup.run, self.round, self.number, base.epoch, base.digest, body))
+
+
+def _form(row: Tensor | None) -> tuple[torch.Size, torch.dtype] | None:
+    return None if row is None else (row.shape, row.dtype)
 
 
 @lru_cache(maxsize=4)

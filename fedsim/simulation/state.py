@@ -185,8 +185,11 @@ def from_tensors(setup: Setup, round: int, tensors: dict[str, Tensor], blank: St
         name: fitting(f"server.{name}", None if row is None else tuple(row.shape))
         for name, row in _server_rows(blank.server).items()
     }
-    store.seen, store.epochs = tensors["seen"].numpy(), tensors["epochs"].numpy()
-    store.digests, store.held = tensors["digests"].numpy(), tensors["held"].numpy()
+    for name in ("seen", "epochs", "digests", "held"):
+        array, mine = tensors[name].numpy(), getattr(store, name)
+        if (array.shape, array.dtype) != (mine.shape, mine.dtype):
+            raise ValueError(f"tensor {name} does not fit the experiment")
+        setattr(store, name, array)
     store.solvers, known = _memories(tensors), store.contacted()
     for name, mine in store.rows():
         found = fitting(f"clients.{name}", None if mine is None else (len(known), setup.task.dim))

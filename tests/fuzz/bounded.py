@@ -1,8 +1,8 @@
 """python -m tests.fuzz.bounded: what hostile inputs of at most 1 MiB cost, each in a process of its own.
 
-Prints JSON lines: name, d, octets, mib (by how much the peak of resident memory rose), bound (2 x 4 d bytes + 16 MiB; of
-one's own checkpoints + 32 MiB), ms (of the processor), allowed (20 ms + 5 ns d), outcome. The address space is limited
-a little above the bound, so that what asks for more fails at once, with an outcome that is no documented error.
+Prints JSON lines: name, d, octets, mib (by how much the peak of resident memory rose), bound (2 x 4 d bytes + 16 MiB,
+of one's own checkpoints + 32 MiB), ms (of the processor), allowed (20 ms + 5 ns d), outcome. The address space is
+limited a little above the bound, so that what asks for more fails at once, and its outcome is no documented error.
 """
 
 from __future__ import annotations

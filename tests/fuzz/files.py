@@ -25,6 +25,7 @@ from fedsim.ends.store import Standing, Store
 from fedsim.errors import CheckpointError, ConfigError, DataError
 from fedsim.experiment import Experiment, from_table, load, read_toml
 from fedsim.simulation.folder import RunFolder
+from fedsim.simulation.run import MISFITS
 from fedsim.simulation.state import from_tensors, initial_state, to_tensors
 from tests.fuzz.drive import Case, Target
 from tests.fuzz.ends import world
@@ -225,7 +226,7 @@ def _resumed(data: bytes) -> None:
     assert found is not None
     try:
         from_tensors(there.setup, found.round, dict(found.tensors))
-    except (KeyError, ValueError, TypeError) as error:  # as ``run`` takes them
+    except MISFITS as error:  # as ``advance`` does
         raise CheckpointError(" ".join(str(error).split())) from None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,15 @@ import torch
 
 from fedsim import checkpoint
 from fedsim.checkpoint import Checkpoint
+from fedsim.compression.payload import LevelsLayout
 from fedsim.ends.client import ClientEnd
 from fedsim.ends.host import read
-from fedsim.ends.store import Drawer, Store
-from fedsim.errors import CheckpointError, ConfigError
+from fedsim.ends.store import Drawer, Standing, Store
+from fedsim.errors import CheckpointError, ConfigError, WireError
 from fedsim.experiment import MAX_TEXT, load, read_toml
 from fedsim.simulation.folder import RunFolder
-from fedsim.wire import Frame, Kind, decode_frame, encode_frame
+from fedsim.simulation.run import resume, run
+from fedsim.wire import Frame, Kind, coding, decode_frame, encode_frame, unpack_messages
 from tests.fuzz.ends import world
 
 
@@ -69,6 +73,26 @@ def test_names_are_repeated_only_in_part(text: str) -> None:
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize("fill", [0x00, 0xFF, 0x55])
+def test_refusing_costs_no_more_than_reading(fill: int) -> None:
+    """What is wrong was found by the plain reader, with 20 bytes of memory for every bit."""
+    layout = LevelsLayout(1_000_000, 16, 1_000_000)
+    message = bytes([0, 0, 128, 63, 0x70]) + bytes([fill]) * 2**19
+    peak = 0
+    for _ in range(2):  # the first time numba loads its kernels
+        tracemalloc.start()
+        with suppress(WireError):
+            coding.decode([message], layout)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak <= 8 * layout.d + 2**20
+
+
+def test_a_million_empty_messages() -> None:
+    with pytest.raises(WireError, match="message 0 announces 0 bytes, expected at least 4"):
+        unpack_messages(bytes(2**20), coding.bounds(LevelsLayout(9, 1, 9)), 2**32)
+
+
 def test_a_client_without_a_model_asks_for_one() -> None:
     """A MEMORY on the end of a new client agrees with it, but brings no model to learn from."""
     there = world(0)
@@ -95,6 +119,59 @@ def test_a_checkpoint_of_something_else(tensors: Any, notes: Any, tmp_path: Path
     checkpoint.write(store.folder, Checkpoint(1, tensors, notes), 0)
     with refused(CheckpointError, f"{store.folder} holds no client's state"):
         store.load(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("part", ["model", "held.memory", "pending.memory", "held.error", "pending.error"])
+@pytest.mark.parametrize("change", ["length", "type", "shape"])
+def test_kept_rows_of_another_model(part: str, change: str) -> None:
+    """The client begins anew, and says why."""
+    there = world(1)
+    one, kept = there.clients[0], dict[str, bytes]()
+    drawer = Drawer(kept, there.setup.run, 0)
+    drawer.save(Standing(one.model, one.seen, one.sender))
+    assert ClientEnd(there.setup, 0, drawer).damage == ""
+    round_, notes, rows = msgspec.msgpack.decode(kept[drawer.name])
+    dtype, shape, octets = rows[part]
+    rows[part] = {
+        "length": (dtype, [*shape[:-1], shape[-1] - 1], octets[: len(octets) - 4 * (len(octets) // 4 // shape[-1])]),
+        "type": ("<i4", shape, octets),
+        "shape": (dtype, [*shape, 1], octets),
+    }[change]
+    kept[drawer.name] = msgspec.msgpack.encode((round_, notes, rows))
+    client = ClientEnd(there.setup, 0, drawer)
+    assert client.damage == "the kept state of client 0 is not one of this model"
+    assert client.sender.end.epoch == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("seen", torch.zeros(1, dtype=torch.int64)),
+        ("epochs", torch.zeros(5)),
+        ("digests", torch.zeros(5, 7, dtype=torch.uint8)),
+        ("held", torch.tensor(0)),
+        ("updates", torch.tensor(0)),
+        ("gradients", torch.zeros(2)),
+        ("solver.steps", torch.tensor(0)),
+        ("clients.memory", torch.zeros(0)),
+    ],
+)
+def test_a_checkpoint_with_a_tensor_of_another_shape(
+    name: str, tensor: torch.Tensor, tmp_path: Path, refused: Any
+) -> None:
+    there = world(1)
+    run(there.setup.experiment, tmp_path / "run")
+    (tmp_path / "run" / "manifest.json").write_text(
+        (tmp_path / "run" / "manifest.json").read_text().replace("finished", "running")
+    )
+    slots = tmp_path / "run" / "checkpoint"
+    found = checkpoint.read(slots)
+    assert found is not None
+    kept, turn = found
+    changed = Checkpoint(kept.round, {**kept.tensors, name: tensor}, kept.notes)
+    checkpoint.write(slots, changed, turn + 1)
+    with refused(CheckpointError, f"{tmp_path / 'run'}: the checkpoint does not fit its experiment.toml ("):
+        resume(tmp_path / "run")
 
 
 def test_a_drawer_nested_too_deep(refused: Any) -> None:
