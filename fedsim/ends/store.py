@@ -32,9 +32,10 @@ NEVER = -1
 _MISFITS = (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 """What bytes that are in order, but not a client's state, lead to."""
 
-_Short = msgspec.Meta(max_length=8)
-_Row = tuple[Annotated[str, _Short], Annotated[tuple[int, ...], _Short], bytes]
-"""numpy's name of a type, a shape, the numbers. No longer, as numpy would believe any length."""
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[<|][biuf]\d\d?$")]
+_Shape = Annotated[tuple[int, ...], msgspec.Meta(max_length=8)]
+_Row = tuple[_Name, _Shape, bytes]
+"""numpy's name of a type, a shape, the numbers. Not any name: numpy parses longer ones as Python."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,7 +182,14 @@ def test_a_drawer_nested_too_deep(refused: Any) -> None:
 
 @pytest.mark.parametrize(
     "row",
-    [("<f4", (2**63,), b""), ("<f4", (-1, 0), b""), ("|O", (1,), bytes(8)), ("(1", (1,), b""), ("<f4,", (1,), b"abcd")],
+    [
+        ("<f4", (2**63,), b""),
+        ("<f4", (-1, 0), b""),
+        ("|O", (1,), bytes(8)),
+        ("(1", (1,), b""),
+        ("<f4,", (1,), b"abcd"),
+        ("04,f4", (1,), b"abcd"),
+    ],
 )
 def test_a_drawer_with_strange_rows(row: Any, refused: Any) -> None:
     entry = msgspec.msgpack.encode((1, {}, {"model": row}))
