@@ -84,3 +84,14 @@ def test_compiled_code_reads_within_its_arrays(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_guided_by_lines(tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason="needs atheris; pip install -e '.[fuzz]'")
+    command = [sys.executable, "-m", "tests.fuzz", "--guided", "5", "--inputs", "1000", "--out", str(tmp_path)]
+    done = subprocess.run([*command, "frame", "code, buckets"], capture_output=True, text=True, check=False)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert "| frame, guided | " in done.stdout
+    assert len(list((tmp_path / "code,-buckets").iterdir())) > len(TARGETS["code, buckets"].case.seeds)
