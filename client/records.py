@@ -84,7 +84,7 @@ def hello_of(content: RecordDict) -> Hello:
     record = _record(content, "hello")
     values = [record.get(key) for key in KEYS]
     if [type(value) for value in values] != [int, int, str, str]:
-        raise ValueError(f"a hello with {', '.join(map(str, record)) or 'nothing'}")
+        raise ValueError(f"a hello with {' '.join(', '.join(map(str, record)).split())[:80] or 'nothing'}")
     partition, partitions, version, trouble = values
     return Hello(int(str(partition)), int(str(partitions)), str(version), " ".join(str(trouble).split()))
 

@@ -137,7 +137,7 @@ def read(body: Bytes, s: int, header: int, dense: int, digits: tuple[int, int, i
     field = 1 + width + b
     zeros = bits - header
     for at in range(header, bits):
-        zeros -= (body[at >> 3] >> (7 - (at & 7))) & 1
+        zeros -= (np.int64(body[at >> 3]) >> (7 - (at & 7))) & 1
     count, at = 0, header
     while zeros > count:
         if at + field > bits:

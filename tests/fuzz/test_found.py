@@ -11,7 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from flwr.app import ConfigRecord, RecordDict
 
+from client import records
 from fedsim import checkpoint
 from fedsim.checkpoint import Checkpoint
 from fedsim.compression.payload import LevelsLayout
@@ -224,3 +226,9 @@ def test_a_manifest_nested_too_deep(tmp_path: Path, refused: Any) -> None:
     (tmp_path / "manifest.json").write_text("[" * 50_000)
     with refused(CheckpointError, "unreadable manifest"):
         RunFolder(tmp_path)._facts()
+
+
+def test_a_hello_with_keys_of_several_lines() -> None:
+    with pytest.raises(ValueError, match="^a hello with two lines, x+$") as caught:
+        records.hello_of(RecordDict({"hello": ConfigRecord({"two\nlines": 1, "x" * 5000: 2})}))
+    assert len(str(caught.value)) < 100
