@@ -229,6 +229,6 @@ def test_a_manifest_nested_too_deep(tmp_path: Path, refused: Any) -> None:
 
 
 def test_a_hello_with_keys_of_several_lines() -> None:
-    with pytest.raises(ValueError, match="^a hello with two lines, x+$") as caught:
+    with pytest.raises(ValueError, match=r"^a hello with two lines, x+$") as caught:
         records.hello_of(RecordDict({"hello": ConfigRecord({"two\nlines": 1, "x" * 5000: 2})}))
     assert len(str(caught.value)) < 100
