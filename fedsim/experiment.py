@@ -243,7 +243,7 @@ def from_table(user: Table) -> Experiment:
         raise ConfigError(f"the experiment is nested more than {DEPTH} tables deep; see `fedsim recipes` for examples")
     name = user.get("algorithm", "artemis")
     if not isinstance(name, str) or name not in RECIPES:
-        close = nearest(str(name), RECIPES)
+        close = nearest(name, RECIPES) if isinstance(name, str) else ""
         raise ConfigError(f"algorithm = {shown(name)}: no such recipe{close}; see `fedsim recipes`")
     data = user.get("data")
     source = data.get("source") if isinstance(data, dict) else None
@@ -288,8 +288,8 @@ def parse_assignment(text: str) -> Table:
     """
     key, separator, value = text.partition("=")
     names = key.strip().split(".")
-    if not separator or not all(names):
-        raise ConfigError(f"--set {text}: expected table.key=value, for example --set uplink.levels=4")
+    if not separator or not all(names) or len(names) > LONGEST_KEY:
+        raise ConfigError(f"--set {one_line(text)}: expected table.key=value, for example --set uplink.levels=4")
     value = re.sub(r"^\s*([+-]?)\.(\d+)\s*$", r"\g<1>0.\2", value)  # TOML has no .5
     try:
         result: Any = tomllib.loads(f"value = {value}")["value"]

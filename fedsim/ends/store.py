@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -31,8 +31,13 @@ from fedsim.wire.link import End, Sender
 
 NEVER = -1
 
-_Row = tuple[str, tuple[int, ...], bytes]
-"""numpy's name of a type, a shape, the numbers."""
+_MISFITS = (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What bytes that are in order, but not a client's state, lead to."""
+
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[<|][biuf]\d\d?$")]
+_Shape = Annotated[tuple[int, ...], msgspec.Meta(max_length=8)]
+_Row = tuple[_Name, _Shape, bytes]
+"""numpy's name of a type, a shape, the numbers. Not any name: numpy parses longer ones as Python."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,7 @@ class Store:
         self.turn = turn + 1
         try:
             return _unpack(kept, device)
-        except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        except _MISFITS as error:
             raise CheckpointError(f"{self.folder}: not a client's state as this fedsim keeps it ({error!r})") from None
 
 

@@ -85,8 +85,9 @@ def encode(payload: Levels) -> list[bytes]:
     """One message a row."""
     levels, norms = _levels(payload)
     heads = norms.astype("<f4")
-    bodies = _compiled_bodies(levels, norms, payload.layout) if kernels.installed() else None
-    if bodies is None:
+    if kernels.installed():
+        bodies = _compiled_bodies(levels, norms, payload.layout)
+    else:
         blocks = _blocks(levels)
         bodies = [body for block in blocks for body in _bodies(levels[block], norms[block], payload.layout)]
     return [head.tobytes() + body for head, body in zip(heads, bodies, strict=True)]
@@ -99,8 +100,9 @@ def decode(messages: Sequence[bytes], layout: LevelsLayout) -> Levels:
     for i, message in enumerate(messages):
         if len(message) > least:
             body = np.frombuffer(message, np.uint8, offset=least)
-            if not (kernels.installed() and _compiled_read(body, levels[i], layout)):
-                levels[i] = 0
+            if kernels.installed():
+                _compiled_read(body, levels[i], layout)
+            else:
                 _read_body(np.unpackbits(body), levels[i], layout)
     norms = matrix([message[:least] for message in messages], np.dtype("<f4"), layout.buckets)
     return Levels(layout, torch.from_numpy(levels), torch.from_numpy(norms))
@@ -178,7 +180,7 @@ def _read_body(bits: Bits, levels: NDArray[np.int32], layout: LevelsLayout) -> N
     code, width = read_fixed(bits[:8], 4).tolist()
     if code == _DENSE:
         if bits.size != 8 * _dense_bytes(layout):
-            raise WireError(f"dense body has {bits.size // 8} bytes, expected {_dense_bytes(layout)}")
+            raise _not_dense(bits.size // 8, layout)
         base = 2 * layout.levels + 1
         levels[:] = read_grouped(bits[4 : 4 + grouped_length(layout.d, base)], layout.d, base) - layout.levels
         return
@@ -190,22 +192,40 @@ def _read_body(bits: Bits, levels: NDArray[np.int32], layout: LevelsLayout) -> N
     excess = np.arange(bits.size // field + 1) - (zeros[-1] - zeros[::field])  # -f of k = 0, 1, ...
     k = int(np.searchsorted(excess, 0))
     if k == excess.size or excess[k] != 0:
-        raise WireError(
-            f"body of {bits.size} bits does not hold a whole number of nonzero levels; it was cut or damaged"
-        )
+        raise _not_whole(bits.size)
     fields, quotients = read_fixed(bits[: k * field], field), read_unary(bits[k * field :])
     index = np.cumsum((quotients << code | fields & ((1 << code) - 1)) + 1) - 1
     if k and index[-1] >= layout.d:
-        raise WireError(f"nonzero level at coordinate {index[-1]}, expected below {layout.d}")
+        raise _beyond(index[np.searchsorted(index, layout.d)], layout)
     magnitudes = (fields >> code & ((1 << width) - 1)) + 1
     levels[index] = np.where(fields >> (width + code), -magnitudes, magnitudes)
 
 
 def _check_nonzeros(index: Ints, magnitudes: Ints, norms: NDArray[np.float32], layout: LevelsLayout) -> None:
     if index.size and magnitudes.max() > layout.levels:
-        raise WireError(f"level of magnitude {magnitudes.max()}, expected at most {layout.levels}")
+        raise _too_large(magnitudes.max(), layout)
     if not norms.all() and not norms[index // layout.d, index % layout.d // layout.bucket].all():
-        raise WireError("nonzero level in a bucket of norm zero; its norm cannot be zero")
+        raise _stray()
+
+
+def _not_dense(octets: int, layout: LevelsLayout) -> WireError:
+    return WireError(f"dense body has {octets} bytes, expected {_dense_bytes(layout)}")
+
+
+def _not_whole(bits: int) -> WireError:
+    return WireError(f"body of {bits} bits does not hold a whole number of nonzero levels; it was cut or damaged")
+
+
+def _beyond(place: int, layout: LevelsLayout) -> WireError:
+    return WireError(f"nonzero level at coordinate {place}, expected below {layout.d}")
+
+
+def _too_large(magnitude: int, layout: LevelsLayout) -> WireError:
+    return WireError(f"level of magnitude {magnitude}, expected at most {layout.levels}")
+
+
+def _stray() -> WireError:
+    return WireError("nonzero level in a bucket of norm zero; its norm cannot be zero")
 
 
 def _compiled_size(payload: Levels) -> Tensor | None:
@@ -221,9 +241,9 @@ def _compiled_size(payload: Levels) -> Tensor | None:
     return torch.from_numpy(8 * octets) if fits else None
 
 
-def _compiled_bodies(levels: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout) -> list[bytes] | None:
-    """As ``_bodies``; None where that has something to refuse."""
-    from fedsim.kernels import code
+def _compiled_bodies(levels: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout) -> list[bytes]:
+    """As ``_bodies``."""
+    from fedsim.kernels import code, rice
 
     gaps, out = np.empty(layout.d, np.int32), np.empty(_dense_bytes(layout), np.uint8)
     sizes = _header_bits(layout), _dense_bits(layout), _group_sizes(layout)
@@ -231,17 +251,24 @@ def _compiled_bodies(levels: NDArray[np.int32], norms: NDArray[np.float32], layo
     for row, scales in zip(levels, norms, strict=True):
         octets = code.write(row, scales, layout.levels, layout.bucket, *sizes, gaps, out)
         if octets < 0:
-            return None
+            top = rice.largest(row)
+            raise _too_large(top, layout) if top > layout.levels else _stray()
         bodies.append(out[:octets].tobytes())
     return bodies
 
 
-def _compiled_read(body: Bits, levels: NDArray[np.int32], layout: LevelsLayout) -> bool:
-    """As ``_read_body``; False where that has something to refuse, and then the row may have been touched."""
+def _compiled_read(body: Bits, levels: NDArray[np.int32], layout: LevelsLayout) -> None:
+    """As ``_read_body``, of bytes. That one needs some 20 bytes a bit, so it is no help to find what is wrong."""
     from fedsim.kernels import code
 
     sizes = _header_bits(layout), _dense_bits(layout), _group_sizes(layout)
-    return code.read(body, layout.levels, *sizes, levels)
+    found = code.read(body, layout.levels, *sizes, levels)
+    if found == code.NOT_DENSE:
+        raise _not_dense(len(body), layout)
+    if found == code.NOT_WHOLE:
+        raise _not_whole(8 * len(body) - _header_bits(layout))
+    if found != code.READ:
+        raise _beyond(found, layout)
 
 
 @cache
