@@ -120,7 +120,7 @@ class RunFolder:
         lengths = self._lengths(found[0]) if found else dict.fromkeys(self.logs, 0)
         for log in self.logs:
             size = (self.path / log).stat().st_size if (self.path / log).exists() else 0
-            if not 0 <= lengths[log] <= size:
+            if size < lengths[log]:
                 raise CheckpointError(
                     f"{self.path / log} has {size} bytes, but its checkpoint was written at {lengths[log]}; put the "
                     f"file back, or delete {self.path / 'checkpoint'} to start this run from its first round"

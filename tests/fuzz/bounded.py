@@ -198,6 +198,7 @@ def _others() -> Iterator[Hostile]:
         "a dotted key": _errand(b"a." * (MIB // 2 - 10) + b"a=1"),
         "a dotted key of 60 kB": _errand(b"a." * 30_000 + b"a=1"),
         "dotted keys of 8 parts": _errand(b"".join(b"a.b.c.d.e.f.g.h%d=1\n" % i for i in range(3000))),
+        "dotted keys of 64 parts": _errand(b"".join(b"a." * 63 + b"h%d=1\n" % i for i in range(480))),
         "tables": _errand(b"".join(b"[a%d]\n" % i for i in range(8000))),
         "a table again and again": _errand(b"[[a.a]]\n" * 8000),
         "a long number": _errand(b"a=" + b"9" * 65_000),

@@ -21,7 +21,7 @@ from fedsim.ends.guard import Desk
 from fedsim.ends.host import Host, prepared, read
 from fedsim.ends.server import ServerEnd
 from fedsim.ends.store import Drawer
-from fedsim.errors import CheckpointError, ConfigError, DivergedError, FedsimError, WireError
+from fedsim.errors import CheckpointError, ConfigError, DataError, DivergedError, FedsimError, WireError
 from fedsim.experiment import Experiment
 from fedsim.wire.link import Sender
 from fedsim.worker import worker_pb2
@@ -207,16 +207,20 @@ def _drawer_case() -> Case:
         b"\x80",
         b"\xdf\xff\xff\xff\xff",
     ]
-    return Case(seeds, _drawer, (CheckpointError,), words)
+    return Case(seeds, _drawer, (CheckpointError, DataError), words)
+
+
+class UndeliveredError(Exception):
+    """No records that Flower itself would deliver."""
 
 
 def _content(data: bytes) -> RecordDict:
-    """Whatever records Flower itself would deliver. Raises ValueError or TypeError for others."""
+    """Whatever records Flower itself would deliver."""
     try:
         found = msgspec.msgpack.decode(data, type=dict[str, dict[str, Any]])
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
-    return RecordDict({name: ConfigRecord(values) for name, values in found.items()})
+        return RecordDict({name: ConfigRecord(values) for name, values in found.items()})
+    except (msgspec.MsgspecError, RecursionError, ValueError, TypeError) as error:
+        raise UndeliveredError(" ".join(str(error).split())) from None
 
 
 def _records(data: bytes) -> None:
@@ -241,7 +245,7 @@ def _records_case() -> Case:
         msgspec.msgpack.encode(word) for word in ("answer", "hello", "call", "clients", "counts", "frames", "troubles")
     ]
     words += [msgspec.msgpack.encode(word) for word in (*records.KEYS, -1, True, None, 1.5, "7: x", ": ", "١: x")]
-    return Case(seeds, _records, (ValueError, TypeError), words, 500)
+    return Case(seeds, _records, (WireError, UndeliveredError), words, 500)
 
 
 ERRAND = Target("worker's errand", _errand_case, 0.1)

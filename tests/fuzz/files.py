@@ -176,7 +176,7 @@ def _checkpoints() -> list[bytes]:
     there = world(1)
     for i in (0, 1):
         one = there.clients[i]
-        Store(_folder(), there.setup.run, i).save(Standing(one.model, one.seen, one.sender))
+        Store(_folder(), there.setup.run, i).save(Standing(one.model, one.seen, one.sender, one.data))
     slots = [Store(_folder(), there.setup.run, i).folder / checkpoint.SLOTS[0] for i in (0, 1)]
     notes = {"lengths": {"metrics.jsonl": 0, "ledger.csv": 0}, "digest": "ab", "data": "cd"}
     for k, tensors in enumerate((there.server.tensors(), to_tensors(initial_state(there.setup)), {})):
@@ -260,7 +260,7 @@ def _logs(data: bytes) -> None:
         folder.metrics()
     finally:
         _written("logs/manifest.json", data)
-        folder._facts()
+        folder.facts()
 
 
 _LINES = [
@@ -273,7 +273,9 @@ _LINES = [
 _JSON = [b"NaN", b"Infinity", b"1e999", b"null", b"{", b"[", b'"round":', b'"loss":', b"9" * 30, b"\n", b"[[[[[[[[[["]
 
 IDX = Target("idx, rank 3", partial(_idx_case, 3), 0.5)
-CHECKPOINT = Target("checkpoint", lambda: Case(_checkpoints(), _checkpoint, (CheckpointError,), _CHECKPOINT_WORDS), 0.2)
+_REFUSALS = (CheckpointError, DataError)
+"""The second where a state is whole, but of a client with other samples."""
+CHECKPOINT = Target("checkpoint", lambda: Case(_checkpoints(), _checkpoint, _REFUSALS, _CHECKPOINT_WORDS), 0.2)
 TARGETS = [
     Target("LibSVM text", lambda: Case(_TEXTS, _svmlight, (DataError,), _WORDS, 300), 0.3),
     Target("LibSVM data", lambda: Case(_TEXTS, _libsvm, (DataError, ConfigError), _WORDS, 300), 0.2),
@@ -284,7 +286,7 @@ TARGETS = [
     CHECKPOINT,
     Target(
         "checkpoint, signed",
-        lambda: Case(_checkpoints(), _signed_checkpoint, (CheckpointError,), _CHECKPOINT_WORDS),
+        lambda: Case(_checkpoints(), _signed_checkpoint, _REFUSALS, _CHECKPOINT_WORDS),
         0.1,
     ),
     Target("run folder", lambda: Case(_checkpoints(), _resumed, (CheckpointError,), _CHECKPOINT_WORDS), 0.1),

@@ -12,7 +12,19 @@ import numpy as np
 import torch
 
 from fedsim import kernels
-from fedsim.compression.payload import Layout, Levels, LevelsLayout, Payload, Values, ValuesLayout
+from fedsim.compression import places
+from fedsim.compression.chosen import Drawn, DrawnLayout, Masked, MaskedLayout, Placed, PlacedLayout
+from fedsim.compression.payload import (
+    Factors,
+    FactorsLayout,
+    Layout,
+    Levels,
+    LevelsLayout,
+    Payload,
+    Values,
+    ValuesLayout,
+    parts,
+)
 from fedsim.errors import WireError
 from fedsim.wire import (
     HEADER_BYTES,
@@ -38,6 +50,17 @@ LAYOUTS: dict[str, Layout] = {
     "far": LevelsLayout(40_000, 1, 40_000),
     "float32": ValuesLayout(9),
     "float64": ValuesLayout(5, torch.float64),
+    "places": PlacedLayout(60, 6, ValuesLayout(6)),
+    "places, levels": PlacedLayout(300, 40, LevelsLayout(40, 4, 16)),
+    "places, most": PlacedLayout(50, 45, LevelsLayout(45, 1, 45)),
+    "places, all": PlacedLayout(7, 7, LevelsLayout(7, 2, 7)),
+    "places, few": PlacedLayout(2**31 - 1, 2, ValuesLayout(2)),
+    "order": DrawnLayout(50, 8, 1, ValuesLayout(8)),
+    "blocks": DrawnLayout(50, 8, 7, ValuesLayout(8)),
+    "blocks, levels": DrawnLayout(40, 6, 300, LevelsLayout(6, 3, 1)),
+    "mask": MaskedLayout(30, 2**30),
+    "mask, all": MaskedLayout(3, 2**32),
+    "factors": FactorsLayout(11, 3, 4, 2),
 }
 
 _CRC = struct.Struct("<II")
@@ -81,6 +104,27 @@ def rows_of(layout: Layout, seed: int) -> Payload:
     if isinstance(layout, ValuesLayout):
         values = generator.standard_normal((6, layout.d))
         return Values(layout, torch.from_numpy(values).to(layout.dtype))
+    if isinstance(layout, FactorsLayout):
+        shapes = (6, layout.rank, layout.rows), (6, layout.rank, layout.columns)
+        left, right = (torch.from_numpy(generator.standard_normal(shape)).float() for shape in shapes)
+        return Factors(layout, left, right)
+    if isinstance(layout, PlacedLayout):
+        gaps = generator.multinomial(layout.d - layout.k, np.ones(layout.k + 1) / (layout.k + 1), 4)[:, :-1]
+        ends = np.zeros((2, layout.k), np.int64)  # the first places, and the last
+        ends[1, 0] = layout.d - layout.k
+        stood = np.cumsum(np.concatenate([gaps, ends]) + 1, axis=1) - 1
+        return Placed(layout, torch.from_numpy(stood.astype(np.int32)), rows_of(layout.kept, seed))
+    seeds = torch.from_numpy(generator.integers(2**32, size=6))
+    if isinstance(layout, MaskedLayout):
+        values = torch.from_numpy(generator.standard_normal((6, layout.d))).float()
+        return Masked(layout, seeds, torch.where(places.mask(layout, seeds), values, 0.0))
+    if isinstance(layout, DrawnLayout):
+        numbers, kept = torch.from_numpy(generator.integers(layout.blocks, size=6)), rows_of(layout.kept, seed)
+        beyond = places.drawn(layout, seeds, numbers) >= layout.d
+        for part in parts(kept).values():
+            if part.shape == beyond.shape:
+                part[beyond] = 0
+        return Drawn(layout, seeds, numbers, kept)
     tops = np.minimum([1, layout.levels, 3, layout.levels, 2, layout.levels], layout.levels)
     levels = np.stack([generator.integers(-top, top + 1, layout.d) for top in tops])
     levels = levels * (generator.random(levels.shape) < shares[:, None])
@@ -102,8 +146,7 @@ def form(compiled: bool) -> Iterator[None]:
 
 def numbers(payload: Payload) -> tuple[bytes, ...]:
     """All of a payload's bits."""
-    parts = (payload.values,) if isinstance(payload, Values) else (payload.levels, payload.norms)
-    return tuple(part.numpy().tobytes() for part in parts)
+    return tuple(part.numpy().tobytes() for part in parts(payload).values())
 
 
 def _attempt(data: bytes, layout: Layout, compiled: bool) -> Payload | WireError:
