@@ -179,8 +179,9 @@ def _checkpoints() -> list[bytes]:
         Store(_folder(), there.setup.run, i).save(Standing(one.model, one.seen, one.sender, one.data))
     slots = [Store(_folder(), there.setup.run, i).folder / checkpoint.SLOTS[0] for i in (0, 1)]
     notes = {"lengths": {"metrics.jsonl": 0, "ledger.csv": 0}, "digest": "ab", "data": "cd"}
-    for k, tensors in enumerate((there.server.tensors(), to_tensors(initial_state(there.setup)), {})):
-        checkpoint.write(_folder() / str(k), Checkpoint(1, tensors, notes if k else {}), 0)
+    others = (1, there.server.tensors()), (0, to_tensors(initial_state(there.setup))), (1, {})
+    for k, (round_, tensors) in enumerate(others):
+        checkpoint.write(_folder() / str(k), Checkpoint(round_, tensors, notes if k else {}), 0)
         slots.append(_folder() / str(k) / checkpoint.SLOTS[0])
     return [slot.read_bytes() for slot in slots]
 
