@@ -9,6 +9,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -228,13 +229,18 @@ def parse_toml(content: bytes, wrong: str) -> Table:
     """The tables of a TOML text in UTF-8. wrong: how the ConfigError begins when it is none."""
     try:
         text = content.decode("utf-8")
-        if any(len(_DOTTED.findall(part)) > LONGEST_KEY for line in text.splitlines() for part in line.split(",")):
+        if any(_parts_beyond(part) for line in text.splitlines() for part in line.split(",")):
             raise ConfigError(f"{wrong}: a key of more than {LONGEST_KEY} parts")
         return tomllib.loads(text)
     except ValueError as error:  # of TOML, of UTF-8, of a number with thousands of digits
         raise ConfigError(f"{wrong}: {one_line(str(error))}") from None
     except RecursionError:
         raise ConfigError(f"{wrong}: nested too deeply") from None
+
+
+def _parts_beyond(text: str) -> bool:
+    # Matches are counted one by one: a list of them would take thirty times the memory of the text.
+    return any(True for _ in islice(_DOTTED.finditer(text), LONGEST_KEY, None))
 
 
 def from_table(user: Table) -> Experiment:
