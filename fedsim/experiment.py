@@ -9,6 +9,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -228,7 +229,7 @@ def parse_toml(content: bytes, wrong: str) -> Table:
     """The tables of a TOML text in UTF-8. wrong: how the ConfigError begins when it is none."""
     try:
         text = content.decode("utf-8")
-        if any(len(_DOTTED.findall(part)) > LONGEST_KEY for line in text.splitlines() for part in line.split(",")):
+        if any(_parts_beyond(part) for line in text.splitlines() for part in line.split(",")):
             raise ConfigError(f"{wrong}: a key of more than {LONGEST_KEY} parts")
         return tomllib.loads(text)
     except ValueError as error:  # of TOML, of UTF-8, of a number with thousands of digits
@@ -237,13 +238,18 @@ def parse_toml(content: bytes, wrong: str) -> Table:
         raise ConfigError(f"{wrong}: nested too deeply") from None
 
 
+def _parts_beyond(text: str) -> bool:
+    # Matches are counted one by one: a list of them would take thirty times the memory of the text.
+    return any(True for _ in islice(_DOTTED.finditer(text), LONGEST_KEY, None))
+
+
 def from_table(user: Table) -> Experiment:
     """The experiment that a user's tables describe. Raises ConfigError; see ``load``."""
     if _deeper(user, DEPTH):
         raise ConfigError(f"the experiment is nested more than {DEPTH} tables deep; see `fedsim recipes` for examples")
     name = user.get("algorithm", "artemis")
     if not isinstance(name, str) or name not in RECIPES:
-        close = nearest(str(name), RECIPES)
+        close = nearest(name, RECIPES) if isinstance(name, str) else ""
         raise ConfigError(f"algorithm = {shown(name)}: no such recipe{close}; see `fedsim recipes`")
     data = user.get("data")
     source = data.get("source") if isinstance(data, dict) else None
@@ -288,8 +294,8 @@ def parse_assignment(text: str) -> Table:
     """
     key, separator, value = text.partition("=")
     names = key.strip().split(".")
-    if not separator or not all(names):
-        raise ConfigError(f"--set {text}: expected table.key=value, for example --set uplink.levels=4")
+    if not separator or not all(names) or len(names) > LONGEST_KEY:
+        raise ConfigError(f"--set {one_line(text)}: expected table.key=value, for example --set uplink.levels=4")
     value = re.sub(r"^\s*([+-]?)\.(\d+)\s*$", r"\g<1>0.\2", value)  # TOML has no .5
     try:
         result: Any = tomllib.loads(f"value = {value}")["value"]

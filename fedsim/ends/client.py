@@ -65,6 +65,7 @@ class ClientEnd:
         like = self.setup.weights.new_zeros((1, self.setup.task.dim))
         rows = [
             (standing.model, like[0]),
+            *((state.model, like[0]) for state in states if state.seen != NEVER),
             *((state.rows.memory, None if blank.memory is None else like) for state in states),
             *((state.rows.error, None if blank.error is None else like) for state in states),
         ]
@@ -106,11 +107,12 @@ class ClientEnd:
     def answer(self) -> list[bytes]:
         """The frames of this round's reply. On disk when they are returned: the state that they lead to.
 
-        An UPLOAD, in the first round perhaps after the MEMORY that it starts from; a REFRESH when the ends have parted.
+        An UPLOAD, in the first round perhaps after the MEMORY that it starts from; a REFRESH when the ends have parted,
+        or when no model has come.
         Raises OSError when the disk refuses; then nothing may leave.
         """
         base, t = self.sender, self.seen
-        if self.parted:
+        if self.parted or self.seen == NEVER:
             if self.store is not None and self.seen != NEVER:
                 self.store.save(Standing(self.model, self.seen, base, self.data))  # the memory follows alone
             return [self._frame(Kind.REFRESH, base.end, b"")]
@@ -143,7 +145,7 @@ class ClientEnd:
         """Apply the updates since the model of the last absorbed upload."""
         compressor, held = self.setup.method.downlink.compressor, self.sender.state
         layout = compressor.layout(self.setup.task.dim)
-        messages = unpack_messages(frame.body, coding.longest(layout), frame.round)
+        messages = unpack_messages(frame.body, coding.bounds(layout), frame.round)
         if self.parted or held.seen == NEVER or held.seen + len(messages) != frame.round:
             self.parted = True
             return

@@ -10,11 +10,10 @@ second case no upload had left. At most seven rows of d numbers, and the notes o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -24,15 +23,20 @@ from torch import Tensor
 from fedsim import checkpoint
 from fedsim.algorithms.artemis import Clients
 from fedsim.checkpoint import Checkpoint
-from fedsim.errors import CheckpointError
+from fedsim.errors import CheckpointError, one_line
 from fedsim.solvers.memory import Memory
 from fedsim.wire.frame import DIGEST_BYTES
 from fedsim.wire.link import End, Sender
 
 NEVER = -1
 
-_Row = tuple[str, tuple[int, ...], bytes]
-"""numpy's name of a type, a shape, the numbers."""
+_MISFITS = (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What bytes that are in order, but not a client's state, lead to."""
+
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[<|][fiub][1248]\Z")]
+_Shape = Annotated[tuple[int, ...], msgspec.Meta(max_length=8)]
+_Row = tuple[_Name, _Shape, bytes]
+"""numpy's name of a type, a shape, the numbers. Not any name: others are objects, or parsed as Python."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +99,9 @@ class Store:
         self.turn = turn + 1
         try:
             return _unpack(kept, device)
-        except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
-            raise CheckpointError(f"{self.folder}: not a client's state as this fedsim keeps it ({error!r})") from None
+        except _MISFITS as error:
+            what = one_line(repr(error))
+            raise CheckpointError(f"{self.folder}: not a client's state as this fedsim keeps it ({what})") from None
 
 
 class Drawer:
@@ -119,21 +124,13 @@ class Drawer:
         try:
             round, notes, rows = msgspec.msgpack.decode(entry, type=tuple[int, dict[str, Any], dict[str, _Row]])
             tensors = {
-                name: torch.from_numpy(np.frombuffer(octets, _plain(dtype)).reshape(shape).copy())
+                name: torch.from_numpy(np.frombuffer(octets, dtype).reshape(shape).copy())
                 for name, (dtype, shape, octets) in rows.items()
             }
             return _unpack(Checkpoint(round, tensors, notes), device)
-        except (msgspec.MsgspecError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
-            raise CheckpointError(f"the kept state of client {self.name} is damaged ({error!r})") from None
-        except RecursionError:
-            raise CheckpointError(f"the kept state of client {self.name} is damaged (nested too deeply)") from None
-
-
-def _plain(dtype: str) -> np.dtype[Any]:
-    """A type of numbers by numpy's name of it, such as "<f4", which could name nested types and objects as well."""
-    if not re.fullmatch(r"[<>|][fiub][1248]", dtype):
-        raise ValueError(f"a row of type {dtype[:20]!r}")
-    return np.dtype(dtype)
+        except (msgspec.MsgspecError, *_MISFITS) as error:
+            what = one_line(repr(error))
+            raise CheckpointError(f"the kept state of client {self.name} is damaged ({what})") from None
 
 
 def _pack(standing: Standing) -> Checkpoint:
@@ -155,7 +152,9 @@ def _unpack(kept: Checkpoint, device: torch.device) -> Standing:
     tensors = {name: tensor.to(device) if name in rows else tensor for name, tensor in kept.tensors.items()}
     sides = {side: _side(side, tensors, notes) for side, notes in noted.items()}
     sender = Sender(*sides["held"], sides.get("pending"))
-    return Standing(tensors["model"], kept.round, sender, str(kept.notes["data"]))
+    if not isinstance(data := kept.notes["data"], str):
+        raise ValueError(f"a digest of samples that is {type(data).__name__}")
+    return Standing(tensors["model"], kept.round, sender, data)
 
 
 def _named(held: Held) -> Iterator[tuple[str, Tensor]]:

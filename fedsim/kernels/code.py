@@ -10,6 +10,9 @@ from fedsim.kernels.rice import Gaps, Row, gaps_of, largest, remainder_bits
 
 Bytes = NDArray[np.uint8]
 
+READ, NOT_WHOLE = -1, -2
+"""What ``read`` says of a body."""
+
 _DENSE = 15
 
 
@@ -116,31 +119,31 @@ def _write_dense(levels: Row, s: int, digits: tuple[int, int, int], out: Bytes) 
 
 
 @compiled
-def read(body: Bytes, s: int, header: int, dense: int, digits: tuple[int, int, int], levels: Row) -> bool:
-    """Fill a row of zeros from a body of at least one byte; False if it is not one.
+def read(body: Bytes, s: int, header: int, dense: int, digits: tuple[int, int, int], levels: Row) -> int:
+    """Fill a row of zeros from a body of one byte or more; READ, what is wrong with it, or a coordinate beyond the row.
 
     That it is the encoding of the row, which is all that makes it valid, is left to be seen.
     """
     d, bits, b = len(levels), 8 * len(body), _get(body, 0, 4)
     if b == _DENSE:
         if len(body) != (dense + 7) // 8:
-            return False
+            return NOT_WHOLE
         _read_dense(body, s, digits, levels)
-        return True
+        return READ
     width = _get(body, 4, 4) if header > 4 else 0
     field = 1 + width + b
     zeros = bits - header
     for at in range(header, bits):
-        zeros -= (body[at >> 3] >> (7 - (at & 7))) & 1
+        zeros -= int((np.int64(body[at >> 3]) >> (7 - (at & 7))) & 1)
     count, at = 0, header
     while zeros > count:
         if at + field > bits:
-            return False
+            return NOT_WHOLE
         zeros -= field - _ones(_get(body, at, field))
         at += field
         count += 1
     if zeros != count:
-        return False
+        return NOT_WHOLE
     place, fields = np.int64(0), header
     for _ in range(count):
         quotient = 0
@@ -152,11 +155,11 @@ def read(body: Bytes, s: int, header: int, dense: int, digits: tuple[int, int, i
         fields += field
         place += quotient << b | number & ((1 << b) - 1)
         if place >= d:
-            return False
+            return int(place)
         magnitude = (number >> b & ((1 << width) - 1)) + 1
         levels[place] = -magnitude if number >> (width + b) else magnitude
         place += 1
-    return True
+    return READ
 
 
 @compiled

@@ -23,6 +23,9 @@ from fedsim.simulation.setup import Setup, prepare
 
 Metrics = dict[str, Any]
 
+MISFITS = (KeyError, ValueError, TypeError, IndexError, OverflowError, RuntimeError)
+"""What a checkpoint that is undamaged, but not of this experiment, leads to."""
+
 DIVERGED = 1e6
 """A loss so many times the first one never comes back."""
 
@@ -113,9 +116,10 @@ def advance(
         try:
             player.restore(found.round, dict(found.tensors))
             ledger.totals = {(Direction(w), Entry(k)): Cost(*c) for w, k, c in found.notes["totals"]}
-        except (KeyError, ValueError, TypeError, IndexError, OverflowError, RuntimeError) as error:
+        except MISFITS as error:
+            reason = " ".join(str(error).split())
             raise CheckpointError(
-                f"{folder.path}: the checkpoint does not fit its experiment.toml ({error}); restore the file"
+                f"{folder.path}: the checkpoint does not fit its experiment.toml ({reason}); restore the file"
             ) from None
         if found.notes.get("data") != data:
             raise CheckpointError(

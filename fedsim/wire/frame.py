@@ -125,22 +125,29 @@ def pack_messages(messages: Sequence[bytes]) -> bytes:
     return b"".join(part for message in messages for part in (_varint(len(message)), message))
 
 
-def unpack_messages(body: bytes, limit_each: int, count_limit: int) -> list[bytes]:
-    """Inverse of ``pack_messages`` for at most ``count_limit`` messages of at most ``limit_each`` bytes each.
+def unpack_messages(body: bytes, bounds: tuple[int, int], count_limit: int) -> list[bytes]:
+    """Inverse of ``pack_messages`` for at most ``count_limit`` messages. bounds: bytes of the shortest and the longest.
 
-    Raises WireError on everything that ``pack_messages`` does not write, and nothing else.
+    The shortest counts: a million empty messages would be a frame of 1 MB. Raises WireError on everything that
+    ``pack_messages`` does not write, and nothing else.
     """
+    least, most = bounds
     messages: list[bytes] = []
-    position = 0
-    while position < len(body):
+    position, end = 0, len(body)
+    while position < end:
         if len(messages) == count_limit:
             raise WireError(f"more than {count_limit} messages in one frame")
-        length, position = _read_varint(body, position)
-        if length > limit_each:
-            raise WireError(f"message {len(messages)} announces {length} bytes, expected at most {limit_each}")
-        if length > len(body) - position:
-            raise WireError(f"message {len(messages)} announces {length} bytes, {len(body) - position} are left")
-        messages.append(bytes(body[position : position + length]))
+        length = body[position]
+        if length > 0x7F:
+            length, position = _read_varint(body, position)
+        else:
+            position += 1
+        if not least <= length <= most:
+            bound = f"at most {most}" if length > most else f"at least {least}"
+            raise WireError(f"message {len(messages)} announces {length} bytes, expected {bound}")
+        if length > end - position:
+            raise WireError(f"message {len(messages)} announces {length} bytes, {end - position} are left")
+        messages.append(body[position : position + length])
         position += length
     return messages
 

@@ -98,8 +98,9 @@ def encode(payload: Levels) -> list[bytes]:
     """One message a row."""
     levels, norms = _levels(payload)
     heads = norms.astype("<f4")
-    bodies = _compiled_bodies(levels, norms, payload.layout) if kernels.installed() else None
-    if bodies is None:
+    if kernels.installed():
+        bodies = _compiled_bodies(levels, norms, payload.layout)
+    else:
         blocks = _blocks(levels)
         bodies = [body for block in blocks for body in _bodies(levels[block], norms[block], payload.layout)]
     return [head.tobytes() + body for head, body in zip(heads, bodies, strict=True)]
@@ -114,8 +115,9 @@ def decode(messages: Sequence[bytes], layout: LevelsLayout) -> Levels:
             body = np.frombuffer(message, np.uint8, offset=least)
             if body[0] >> 4 == _DENSE and body.size < _dense_bytes(layout):
                 levels[i] = ans.decode(body, 4, layout.d, 2 * layout.levels + 1) - np.int32(layout.levels)
-            elif not (kernels.installed() and _compiled_read(body, levels[i], layout)):
-                levels[i] = 0
+            elif kernels.installed():
+                _compiled_read(body, levels[i], layout)
+            else:
                 _read_body(np.unpackbits(body), levels[i], layout)
     norms = matrix([message[:least] for message in messages], np.dtype("<f4"), layout.buckets)
     return Levels(layout, torch.from_numpy(levels), torch.from_numpy(norms))
@@ -231,22 +233,36 @@ def _read_body(bits: Bits, levels: NDArray[np.int32], layout: LevelsLayout) -> N
     excess = np.arange(bits.size // field + 1) - (zeros[-1] - zeros[::field])  # -f of k = 0, 1, ...
     k = int(np.searchsorted(excess, 0))
     if k == excess.size or excess[k] != 0:
-        raise WireError(
-            f"body of {bits.size} bits does not hold a whole number of nonzero levels; it was cut or damaged"
-        )
+        raise _not_whole(bits.size)
     fields, quotients = read_fixed(bits[: k * field], field), read_unary(bits[k * field :])
     index = np.cumsum((quotients << code | fields & ((1 << code) - 1)) + 1) - 1
     if k and index[-1] >= layout.d:
-        raise WireError(f"nonzero level at coordinate {index[-1]}, expected below {layout.d}")
+        raise _beyond(index[np.searchsorted(index, layout.d)], layout)
     magnitudes = (fields >> code & ((1 << width) - 1)) + 1
     levels[index] = np.where(fields >> (width + code), -magnitudes, magnitudes)
 
 
 def _check_nonzeros(index: Ints, magnitudes: Ints, norms: NDArray[np.float32], layout: LevelsLayout) -> None:
     if index.size and magnitudes.max() > layout.levels:
-        raise WireError(f"level of magnitude {magnitudes.max()}, expected at most {layout.levels}")
+        raise _too_large(magnitudes.max(), layout)
     if not norms.all() and not norms[index // layout.d, index % layout.d // layout.bucket].all():
-        raise WireError("nonzero level in a bucket of norm zero; its norm cannot be zero")
+        raise _stray()
+
+
+def _not_whole(bits: int) -> WireError:
+    return WireError(f"body of {bits} bits does not hold a whole number of nonzero levels; it was cut or damaged")
+
+
+def _beyond(place: int, layout: LevelsLayout) -> WireError:
+    return WireError(f"nonzero level at coordinate {place}, expected below {layout.d}")
+
+
+def _too_large(magnitude: int, layout: LevelsLayout) -> WireError:
+    return WireError(f"level of magnitude {magnitude}, expected at most {layout.levels}")
+
+
+def _stray() -> WireError:
+    return WireError("nonzero level in a bucket of norm zero; its norm cannot be zero")
 
 
 def _compiled_bytes(
@@ -264,13 +280,14 @@ def _compiled_bytes(
     )
 
 
-def _compiled_bodies(levels: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout) -> list[bytes] | None:
-    """As ``_bodies``; None where that has something to refuse."""
-    from fedsim.kernels import code
+def _compiled_bodies(levels: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout) -> list[bytes]:
+    """As ``_bodies``."""
+    from fedsim.kernels import code, rice
 
     found = _compiled_bytes(levels, norms, layout)
     if found is None:
-        return None
+        top = rice.largest(levels.reshape(-1))
+        raise _too_large(top, layout) if top > layout.levels else _stray()
     gaps, out = np.empty(layout.d, np.int32), np.empty(_dense_bytes(layout), np.uint8)
     sizes = _header_bits(layout), _dense_bits(layout), _group_sizes(layout)
     bodies = []
@@ -281,12 +298,16 @@ def _compiled_bodies(levels: NDArray[np.int32], norms: NDArray[np.float32], layo
     return bodies
 
 
-def _compiled_read(body: Bits, levels: NDArray[np.int32], layout: LevelsLayout) -> bool:
-    """As ``_read_body``; False where that has something to refuse, and then the row may have been touched."""
+def _compiled_read(body: Bits, levels: NDArray[np.int32], layout: LevelsLayout) -> None:
+    """As ``_read_body``, of bytes. That one needs some 20 bytes a bit, so it is no help to find what is wrong."""
     from fedsim.kernels import code
 
     sizes = _header_bits(layout), _dense_bits(layout), _group_sizes(layout)
-    return code.read(body, layout.levels, *sizes, levels)
+    found = code.read(body, layout.levels, *sizes, levels)
+    if found == code.NOT_WHOLE:
+        raise _not_whole(8 * len(body) - _header_bits(layout))
+    if found != code.READ:
+        raise _beyond(found, layout)
 
 
 @cache

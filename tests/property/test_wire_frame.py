@@ -62,20 +62,23 @@ def test_any_bytes_are_no_frame(data: bytes) -> None:
 @given(BUNDLES)
 def test_bundle_round_trip(messages: list[bytes]) -> None:
     body = pack_messages(messages)
-    longest = max(map(len, messages), default=0)
-    assert unpack_messages(body, longest, len(messages)) == messages
+    shortest, longest = min(map(len, messages), default=0), max(map(len, messages), default=0)
+    assert unpack_messages(body, (shortest, longest), len(messages)) == messages
     if messages:
         with pytest.raises(WireError, match="more than"):
-            unpack_messages(body, longest, len(messages) - 1)
+            unpack_messages(body, (shortest, longest), len(messages) - 1)
     if longest:
         with pytest.raises(WireError, match="expected at most"):
-            unpack_messages(body, longest - 1, len(messages))
+            unpack_messages(body, (0, longest - 1), len(messages))
+    if messages:
+        with pytest.raises(WireError, match="expected at least"):
+            unpack_messages(body, (shortest + 1, longest + 1), len(messages))
 
 
 @given(st.binary(max_size=40), st.integers(0, 20), st.integers(0, 20))
 def test_any_bytes_as_a_bundle(body: bytes, limit: int, count: int) -> None:
     try:
-        messages = unpack_messages(body, limit, count)
+        messages = unpack_messages(body, (0, limit), count)
     except WireError:
         return
     assert len(messages) <= count

@@ -26,10 +26,10 @@ DYNAMIC = {
     ("fedsim/plugins.py", "code_named", "builtins.getattr"): "fields of a struct",
     ("fedsim/tasks/classifier.py", "from_factory", "importlib.import_module"): "task.factory; code_named tells",
     ("fedsim/tasks/classifier.py", "from_factory", "builtins.getattr"): "the same",
-    ("fedsim/algorithms/theory.py", "uncovered", "builtins.getattr"): "fields of a dataclass",
+    ("fedsim/experiment.py", "identifier", "builtins.getattr"): "a table of fedsim's own fields",
     ("fedsim/compression/payload.py", "row", "builtins.getattr"): "fields of a dataclass",
-    ("fedsim/compression/payload.py", "parts", "builtins.getattr"): "fields of a dataclass",
-    ("fedsim/experiment.py", "identifier", "builtins.getattr"): "keys that a table here lists",
+    ("fedsim/compression/payload.py", "parts", "builtins.getattr"): "the same",
+    ("fedsim/algorithms/theory.py", "uncovered", "builtins.getattr"): "fields of a dataclass",
     ("fedsim/simulation/messages.py", "_error", "builtins.getattr"): "of exceptions only, by issubclass",
     ("fedsim/worker/relay.py", "_explained", "builtins.getattr"): "of fedsim.errors only, by issubclass",
 }

@@ -80,11 +80,12 @@ def test_frames_that_cannot_be_written(frame: Frame, says: str) -> None:
         (b"\x80", "does not end"),
         (b"\x80\x80\x80\x80\x80\x01", "does not end within 5 bytes"),
         (b"\xff\xff\xff\xff\x7f", "expected at most 300"),
+        (b"\x01a\x00", "message 1 announces 0 bytes, expected at least 1"),
     ],
 )
 def test_bundles_that_are_refused(body: bytes, says: str) -> None:
     with pytest.raises(WireError, match=says):
-        unpack_messages(body, 300, 3)
+        unpack_messages(body, (1, 300), 3)
 
 
 @pytest.mark.parametrize(
