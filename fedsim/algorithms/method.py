@@ -344,7 +344,7 @@ def check_error(name: str, compressor: AnyCompressor, feedback: float, rate: flo
     if feedback and feedback * feedback * (1 - delta if delta else omega) >= 1:
         raise ConfigError(
             f"{name}.feedback is {feedback:.3g} with a compressor of omega = {omega:.3g} at d = {d}: "
-            f"the error would grow (c^2 omega >= 1); use feedback = 'step' with a smaller step, or more levels"
+            f"the error would grow (c^2 omega >= 1); use feedback = 'step' with a smaller step, or a finer compressor"
         )
     if not biased and (1 - rate) ** 2 + rate**2 * omega >= 1 and rate:
         raise ConfigError(

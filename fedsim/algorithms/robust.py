@@ -146,6 +146,11 @@ def check(server: ServerOptions, uplink: Uplink, whitening: Whitening, d: int) -
             f"{chosen} counts heads, but server.weights = {server.weights!r} gives power to whoever has samples; use "
             "server.weights = 'uniform'"
         )
+    if uplink.memory and (server.normalise == "registered" or uplink.synchronise):
+        raise ConfigError(
+            f"{chosen} looks at each client's memory, but server.normalise = 'registered' and uplink.synchronise need "
+            "their mean; use server.aggregate = 'mean' and server.clip = 0, or a recipe such as artemis"
+        )
     if uplink.memory and server.memory != "pp1":
         raise ConfigError(
             f"{chosen} looks at each client's memory, but server.memory = 'pp2' keeps their mean, where what an "

@@ -12,7 +12,7 @@ def recipes() -> None:
     for name, recipe in RECIPES.items():
         experiment = Experiment.of(algorithm=name)
         up, down = experiment.uplink, experiment.downlink
-        parts = [f"up {type(up.compressor).__name__.lower()}", f"down {type(down.compressor).__name__.lower()}"]
+        parts = [f"{way} {of.compressor.__struct_config__.tag}" for way, of in (("up", up), ("down", down))]
         parts += ["memories"] if up.memory else []
         parts += [f"feedback {way}" for way, channel in (("up", up), ("down", down)) if channel.feedback]
         print(f"{name:{width}}  {recipe.summary}")

@@ -42,7 +42,14 @@ def uncompressed(experiment: Experiment) -> Experiment:
     evaluated in every round, so that its bytes are not rounded up in favour of compression.
     """
     plain = Identity()
-    server = msgspec.structs.replace(experiment.server, memory="pp2", paper_compat=False)
+    normalise = experiment.server.normalise
+    server = msgspec.structs.replace(
+        experiment.server,
+        memory="pp2",
+        paper_compat=False,
+        # Without memories those who are absent count as zeros, which would shorten the step.
+        normalise="expected" if normalise == "registered" else normalise,
+    )
     options = msgspec.structs.replace(experiment.run, baseline=False, evaluate_every=1)
     return msgspec.structs.replace(
         experiment,

@@ -88,8 +88,8 @@ def _play(setup: Setup, state: State, t: int, step: float) -> Round:
     state.server, update = artemis.absorb(method, state.server, received, cohort, step, noise)
     if not _finite(state.server.model):
         raise DivergedError(f"the model is not finite with server.step = {step:.4g}; use a smaller step")
-    if update is not None:
-        state.updates.add(update_bytes(setup, update) + sharpness.step_bytes(setup))
+    own = 0 if update is None else update_bytes(setup, update)  # each has its own: nobody will replay this one
+    state.updates.add(own + sharpness.step_bytes(setup))
     return Round(t, len(cohort.clients), None if losses is None else float(losses.mean()), lines)
 
 

@@ -146,7 +146,7 @@ ASSIGNMENTS = {
     "server.memory=pp1 server.paper_compat=true": "server.paper_compat changes the pp2 update only, but server.memory "
     "= 'pp1'; drop one of them",
     "uplink.feedback=0.5": "uplink.feedback is 0.5 with a compressor of omega = 25.5 at d = 650: the error would "
-    "grow (c^2 omega >= 1); use feedback = 'step' with a smaller step, or more levels",
+    "grow (c^2 omega >= 1); use feedback = 'step' with a smaller step, or a finer compressor",
     "partition.clients=100 participation.k=1000": "participation.k = 1000, but there are 100 clients; lower k ",
     "partition.scheme=natural": "scheme 'natural', but digits has no clients of its own; use another scheme",
     "task.kind=logistic": "task.kind = 'logistic' needs data with 2 classes, but the data has 10 classes; use "

@@ -20,6 +20,7 @@ from fedsim.algorithms.method import (
 )
 from fedsim.compression import Half, Identity, Quantize, RandK, TopK
 from fedsim.errors import ConfigError
+from fedsim.simulation.comparison import uncompressed
 
 MEMORY = Uplink(memory=True)
 
@@ -96,7 +97,7 @@ def test_feedback_must_be_stable() -> None:
     check_error("uplink", RandK(0.01), 0.0, 0.0, 100)
     for feedback in (0.317, 1.0):
         with pytest.raises(
-            ConfigError, match=r"uplink\.feedback is .*omega = 10 at d = 100.*smaller step, or more levels"
+            ConfigError, match=r"uplink\.feedback is .*omega = 10 at d = 100.*smaller step, or a finer compressor"
         ):
             check_error("uplink", Quantize(), feedback, 0.0, 100)
 
@@ -150,6 +151,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"algorithm": "marina", "server": {"memory": "pp1", "normalise": "expected"}},
         "server.memory = 'pp1' has no mean",
     ),
+    (
+        {"algorithm": "ef21", "server": {"aggregate": "geometric-median", "weights": "uniform"}},
+        "but server.normalise = 'registered' and uplink.synchronise need their mean; use server.aggregate = 'mean'",
+    ),
     ({"algorithm": "dasha", "uplink": {"rate": 0.5}}, "uplink.correction = 'auto' needs uplink.rate = 1, got 0.5"),
     ({"algorithm": "marina", "uplink": {"synchronise": 0.0}}, "uplink.correction = 0.0 lets errors stay or grow"),
     ({"algorithm": "dasha", "uplink": {"correction": 0.5}}, "uplink.correction = 0.5 lets errors stay or grow"),
@@ -198,3 +203,9 @@ def test_a_local_step_that_has_no_effect_is_not_looked_at() -> None:
         for step in ("1/L", "nonsense")
     )
     assert one == other
+
+
+def test_the_uncompressed_run_takes_the_same_step() -> None:
+    """Without memories, absent clients would count as zeros under 'registered'."""
+    for recipe, normalise in (("ef21", "expected"), ("artemis", "expected"), ("fedavg", "present")):
+        assert uncompressed(fedsim.Experiment.of(algorithm=recipe)).server.normalise == normalise

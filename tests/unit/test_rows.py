@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fedsim
+from fedsim.algorithms.recipes import RECIPES
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.simulation.engine import play
@@ -80,6 +81,30 @@ def test_a_checkpoint_holds_the_rows_of_those_who_took_part() -> None:
         assert torch.equal(mine.dense, other.dense)
     with pytest.raises(ValueError, match=r"clients\.memory does not fit"):
         from_tensors(setup, 3, tensors | {"clients.memory": tensors["clients.memory"][1:]})
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_checkpoint_of_any_recipe_is_its_state(recipe: str) -> None:
+    """After three rounds and again two more, with a restart between and without."""
+    given = Experiment.of(
+        algorithm=recipe,
+        data={"source": "synthetic-linear", "clients": 6, "per_client": 8, "features": 5},
+        participation={"scheme": "bernoulli", "p": 0.5},
+        local={"step": 0.02},
+        server={"step": 0.05},
+    )
+    setup = prepare(given)
+    state = initial_state(setup)
+    for _ in range(3):
+        play(setup, state)
+    again = from_tensors(setup, 3, {name: tensor.clone() for name, tensor in to_tensors(state).items()})
+    for _ in range(2):
+        assert [line.frame_bytes.tolist() for line in play(setup, state).lines] == [
+            line.frame_bytes.tolist() for line in play(setup, again).lines
+        ]
+    expected, found = to_tensors(state), to_tensors(again)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
 
 
 def test_where_rows_live_changes_nothing() -> None:
