@@ -16,6 +16,7 @@ from pathlib import Path
 from fedsim.experiment import Experiment
 from tests.flower.federation import ROOT, Ended, Federation, FlowerError, Program
 from tests.flower.measure import Round
+from tests.flower.slow_link import Link
 
 
 @dataclass
@@ -46,8 +47,13 @@ class Deployment:
 
 
 @contextmanager
-def deployment(folder: Path, machines: int = 3, database: bool = False, proxied: bool = False) -> Iterator[Deployment]:
-    """Everything started; everything stopped in the end. A worker's socket lies in a folder with a short name."""
+def deployment(
+    folder: Path, machines: int = 3, database: bool = False, proxied: bool = False, link: Link | None = None
+) -> Iterator[Deployment]:
+    """Everything started; everything stopped in the end. A worker's socket lies in a folder with a short name.
+
+    link: what lies between the SuperLink and the SuperNodes.
+    """
     near = Path(tempfile.mkdtemp(prefix="fs"))
     sockets = [near / f"{i}" for i in range(machines)]
 
@@ -55,6 +61,8 @@ def deployment(folder: Path, machines: int = 3, database: bool = False, proxied:
         return f'partition-id={node} num-partitions={nodes} worker="unix:{sockets[node]}"'
 
     federation = Federation(folder, machines, database, proxied, config)
+    if link is not None:
+        federation = Federation(folder, machines, database, config=config, address=link.here, inside=link.inside)
     made = Deployment(federation, sockets)
     try:
         for i, socket in enumerate(sockets):
