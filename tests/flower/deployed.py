@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from fedsim.experiment import Experiment
 from tests.flower.federation import ROOT, Ended, Federation, FlowerError, Program
@@ -60,9 +61,7 @@ def deployment(
     def config(node: int, nodes: int) -> str:
         return f'partition-id={node} num-partitions={nodes} worker="unix:{sockets[node]}"'
 
-    federation = Federation(folder, machines, database, proxied, config)
-    if link is not None:
-        federation = Federation(folder, machines, database, config=config, address=link.here, inside=link.inside)
+    federation = Federation(folder, machines, database, proxied, config, **(elsewhere(link) if link else {}))
     made = Deployment(federation, sockets)
     try:
         for i, socket in enumerate(sockets):
@@ -78,6 +77,11 @@ def deployment(
         for worker in made.workers:
             worker.stop()
         shutil.rmtree(near)
+
+
+def elsewhere(link: Link) -> dict[str, Any]:
+    """A federation's options for SuperNodes at the other end of a link."""
+    return {"address": link.here, "inside": link.inside}
 
 
 @contextmanager

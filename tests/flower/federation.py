@@ -196,7 +196,8 @@ class Federation:
         own["NO_PROXY"] = f"{QUIET['NO_PROXY']},{self.address}"
         self.environment = {**os.environ, **QUIET, **own, **self.extra}
         (self.home / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{self.address}:{self.port}"\ninsecure = true\n'
+            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{self.address}:{self.port}"\n'
+            "insecure = true\n"
         )
         kept = ["--database", str(self.folder / "state.db")] if self.database else []
         link = ["flower-superlink", "--insecure", "--host", self.address, "--port", str(self.port), *kept]

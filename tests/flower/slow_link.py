@@ -1,6 +1,7 @@
-"""A slow link between this machine's network and a network namespace of its own: two TUN devices and a thread. Needs root.
+"""A slow link between this machine's network and a network namespace of its own: two TUN devices and a thread.
 
-    with slow_link() as link:                        # link.here, link.there: addresses; link.inside: words before a command
+    with slow_link() as link:                        # needs root; link.here, link.there: its addresses
+        subprocess.Popen([*link.inside, "command"])  # starts it in the namespace
         link.fault = Fault(rate=1e6, delay=0.2, loss=0.05)
         link.fault = Fault(cut=True)                 # until another is set
 

@@ -43,6 +43,7 @@ LARGE = {
     "partition": {"scheme": "iid", "clients": 2},
     "task": {"kind": "mlp", "hidden": [3_333]},
     "participation": {"scheme": "full"},
+    "server": {"step": 0.1},
 }
 """1 MB each way, each round and each client."""
 CASES: dict[str, tuple[dict[str, Any], Fault, bool]] = {
@@ -138,8 +139,8 @@ def test_a_run_over_a_slow_link_is_the_simulation(
             print(f" ({way.again / max(1, way.data):.2%} again), {way.octets} of packets", end="")
             if fault.rate and not cut:
                 goodput = 8 * frames / way.bursts / RATE
-                print(f"; busy {way.busy:.1f} s in bursts of {way.bursts:.1f} s: frames {goodput:.1%} of the rate", end="")
-                print(f", {8 * frames / way.busy / RATE:.1%} of what was busy", end="")
+                print(f"; busy {way.busy:.1f} s, bulk {way.bursts:.1f} s: frames are {goodput:.1%} of the rate", end="")
+                print(f" in bulk, {8 * frames / way.busy / RATE:.1%} when busy", end="")
                 assert goodput >= 0.9
             print()
 
