@@ -1,8 +1,8 @@
 """Machines behind a link of 1 Mbit/s, 200 ms each way, 5 % loss, and one that is cut for 30 s; each and all together.
 
 Two SuperNodes in a network namespace: ``pytest -m slow tests/flower/test_slow_link.py -s`` prints, for each case,
-seconds a round and, each way, what crossed. Of the narrow link's goodput two figures: frames against what the link could
-carry while its queue was not empty, which must be 90 %, and while a model was crossing, in which the link may also wait
+seconds a round and, each way, what crossed. Of the narrow link's goodput two figures: frames against what the link
+could carry while its queue held any, which must be 90 %, and while a model was crossing, in which the link may also wait
 for SuperNode and SuperLink: printed, not asserted. All runs are the simulator's, to the byte. Root is needed.
 """
 
