@@ -2,7 +2,7 @@
 
 Two SuperNodes in a network namespace: ``pytest -m slow tests/flower/test_slow_link.py -s`` prints, for each case,
 seconds a round and, each way, what crossed. Of the narrow link's goodput two figures: frames against what the link
-could carry while its queue held any, which must be 90 %, and while a model was crossing, when the link may also wait for
+could carry while its queue held any, which must be 90 %, and while a model was crossing, when the link may also await
 SuperNode and SuperLink: printed, not asserted. All runs are the simulator's, to the byte. Root is needed.
 """
 
