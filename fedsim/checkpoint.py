@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.numpy import save
 from torch import Tensor
 
 from fedsim.errors import CheckpointError
@@ -50,7 +50,9 @@ def write(folder: Path, checkpoint: Checkpoint, turn: int) -> None:
         "notes": notes,
         "digest": _digest(checkpoint.round, turn, notes, tensors),
     }
-    write_whole(folder / SLOTS[turn % 2], save(tensors, metadata))
+    # As arrays: safetensors.torch makes a ctypes type for every length that it meets, and those stay for ever.
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    write_whole(folder / SLOTS[turn % 2], save(arrays, metadata))
 
 
 def read(folder: Path) -> tuple[Checkpoint, int] | None:

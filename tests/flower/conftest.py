@@ -7,4 +7,4 @@ import importlib.util
 collect_ignore = ["apps"]
 if importlib.util.find_spec("flwr") is None:
     collect_ignore += ["test_federation.py", "test_deployed.py", "test_inprocess.py", "test_apps.py", "test_engines.py"]
-    collect_ignore += ["test_kills.py", "test_kills_deployed.py", "test_one_truth.py"]
+    collect_ignore += ["test_kills.py", "test_kills_deployed.py", "test_one_truth.py", "test_slow_link.py"]

@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from fedsim.experiment import Experiment
 from tests.flower.federation import ROOT, Ended, Federation, FlowerError, Program
 from tests.flower.measure import Round
+from tests.flower.slow_link import Link
 
 
 @dataclass
@@ -46,15 +48,20 @@ class Deployment:
 
 
 @contextmanager
-def deployment(folder: Path, machines: int = 3, database: bool = False, proxied: bool = False) -> Iterator[Deployment]:
-    """Everything started; everything stopped in the end. A worker's socket lies in a folder with a short name."""
+def deployment(
+    folder: Path, machines: int = 3, database: bool = False, proxied: bool = False, link: Link | None = None
+) -> Iterator[Deployment]:
+    """Everything started; everything stopped in the end. A worker's socket lies in a folder with a short name.
+
+    link: what lies between the SuperLink and the SuperNodes.
+    """
     near = Path(tempfile.mkdtemp(prefix="fs"))
     sockets = [near / f"{i}" for i in range(machines)]
 
     def config(node: int, nodes: int) -> str:
         return f'partition-id={node} num-partitions={nodes} worker="unix:{sockets[node]}"'
 
-    federation = Federation(folder, machines, database, proxied, config)
+    federation = Federation(folder, machines, database, proxied, config, **(elsewhere(link) if link else {}))
     made = Deployment(federation, sockets)
     try:
         for i, socket in enumerate(sockets):
@@ -70,6 +77,11 @@ def deployment(folder: Path, machines: int = 3, database: bool = False, proxied:
         for worker in made.workers:
             worker.stop()
         shutil.rmtree(near)
+
+
+def elsewhere(link: Link) -> dict[str, Any]:
+    """A federation's options for SuperNodes at the other end of a link."""
+    return {"address": link.here, "inside": link.inside}
 
 
 @contextmanager

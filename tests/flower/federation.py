@@ -170,7 +170,10 @@ def partition(node: int, nodes: int) -> str:
 
 @dataclass
 class Federation:
-    """A SuperLink and SuperNodes on loopback. proxied: nodes reach the SuperLink through ``proxies``, one each."""
+    """A SuperLink and SuperNodes on loopback. proxied: nodes reach the SuperLink through ``proxies``, one each.
+
+    address: where the SuperLink listens; inside: words before a SuperNode's command, that start it elsewhere.
+    """
 
     folder: Path
     count: int = 3
@@ -178,6 +181,8 @@ class Federation:
     proxied: bool = False
     config: Callable[[int, int], str] = partition
     extra: Mapping[str, str] = field(default_factory=dict)
+    address: str = "127.0.0.1"
+    inside: tuple[str, ...] = ()
     link: Program = field(init=False)
     nodes: list[Program] = field(init=False, default_factory=list)
     proxies: list[Proxy] = field(init=False, default_factory=list)
@@ -188,12 +193,14 @@ class Federation:
         self.port = free_port()
         path = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"
         own = {"PATH": path, "FLWR_HOME": str(self.home), "PYTHONPATH": str(ROOT)}
+        own["NO_PROXY"] = f"{QUIET['NO_PROXY']},{self.address}"
         self.environment = {**os.environ, **QUIET, **own, **self.extra}
         (self.home / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
+            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{self.address}:{self.port}"\n'
+            "insecure = true\n"
         )
         kept = ["--database", str(self.folder / "state.db")] if self.database else []
-        link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(self.port), *kept]
+        link = ["flower-superlink", "--insecure", "--host", self.address, "--port", str(self.port), *kept]
         self.link = self._program("superlink", link)
 
     def __enter__(self) -> Federation:
@@ -225,7 +232,7 @@ class Federation:
         """Whether the SuperLink answers."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(f"http://127.0.0.1:{self.port}/health", timeout=2) as answer:
+            with opener.open(f"http://{self.address}:{self.port}/health", timeout=2) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
@@ -236,8 +243,10 @@ class Federation:
         if self.proxied:
             self.proxies.append(Proxy(self.port))
             port = self.proxies[-1].port
-        command = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port())]
-        node = self._program(f"supernode-{number}", [*command, "--node-config", self.config(number, self.count)])
+        address = "127.0.0.1" if self.proxied else self.address
+        command = ["flower-supernode", "--insecure", "--superlink", f"{address}:{port}", "--port", str(free_port())]
+        command += ["--node-config", self.config(number, self.count)]
+        node = self._program(f"supernode-{number}", command, self.inside)
         self.nodes.append(node)
         node.start()
         return node
@@ -305,8 +314,9 @@ class Federation:
             check=False,
         )
 
-    def _program(self, name: str, command: list[str]) -> Program:
-        return Program(name, [str(PROGRAMS / command[0]), *command[1:]], self.environment, self.folder / f"{name}.log")
+    def _program(self, name: str, command: list[str], inside: tuple[str, ...] = ()) -> Program:
+        words = [*inside, str(PROGRAMS / command[0]), *command[1:]]
+        return Program(name, words, self.environment, self.folder / f"{name}.log")
 
     def close(self) -> None:
         """Stop everything; nothing that was started here outlives it."""
