@@ -36,6 +36,8 @@ Symbols = NDArray[np.int32]
 
 _TOTAL = 2**24
 _LONGEST = 32
+_BLOCK = 2**16
+"""Symbols looked up at once: numpy does that by int64, which of a whole row would be twice its size."""
 """Bit length that no count exceeds."""
 _FRACTION = 16
 """Bits after the point of ``_log2``."""
@@ -69,8 +71,11 @@ def least(counts: Ints) -> int:
     return table(counts).size + estimate(counts)
 
 
-def encode(symbols: Symbols, counts: Ints, head: Bits) -> bytes:
-    """``head``, the table, zeros to a whole byte, words. symbols: int32[d], d >= 1; counts: theirs, int64[base]."""
+def encode(symbols: Symbols, counts: Ints, head: Bits, lowest: int = 0) -> bytes:
+    """``head``, the table, zeros to a whole byte, words.
+
+    symbols: int32[d], d >= 1, from ``lowest`` on; counts: of lowest, lowest + 1 ..., int64[base].
+    """
     used = np.flatnonzero(counts)
     start: bytes = np.packbits(np.concatenate([head, table(counts)])).tobytes()
     if used.size == 1:
@@ -78,7 +83,9 @@ def encode(symbols: Symbols, counts: Ints, head: Bits) -> bytes:
     ranks = np.zeros(counts.size, np.int32)
     ranks[used] = np.arange(used.size)
     coder = constriction.stream.stack.AnsCoder()
-    coder.encode_reverse(ranks[symbols], _model(_middles(counts[used])))
+    model = _model(_middles(counts[used]))
+    for first in reversed(range(0, symbols.size, _BLOCK)):
+        coder.encode_reverse(ranks[symbols[first : first + _BLOCK] - lowest], model)
     words: NDArray[np.uint32] = coder.get_compressed()
     return start + words.astype("<u4").tobytes().rstrip(b"\0")
 
@@ -110,9 +117,18 @@ def decode(body: Bits, skip: int, d: int, base: int) -> Symbols:
         return np.repeat(symbols, d)
     words = np.pad(octets, (0, -octets.size % 4)).view("<u4")
     coder = constriction.stream.stack.AnsCoder(words.astype(np.uint32))
-    ranks: Symbols = coder.decode(_model(_middles(counts[used])), d)
-    found: Symbols = symbols[ranks]
+    model, found = _model(_middles(counts[used])), np.empty(d, np.int32)
+    for first in range(0, d, _BLOCK):
+        found[first : first + _BLOCK] = symbols[coder.decode(model, min(_BLOCK, d - first))]
     return found
+
+
+def counted(symbols: Symbols, lowest: int, base: int) -> Ints:
+    """How often each of lowest, lowest + 1 ... occurs, int64[base]."""
+    counts = np.zeros(base, np.int64)
+    for start in range(0, symbols.size, _BLOCK):
+        counts += np.bincount(symbols[start : start + _BLOCK] - lowest, minlength=base)
+    return counts
 
 
 def _middles(counts: Ints) -> Ints:

@@ -114,7 +114,8 @@ def decode(messages: Sequence[bytes], layout: LevelsLayout) -> Levels:
         if len(message) > least:
             body = np.frombuffer(message, np.uint8, offset=least)
             if body[0] >> 4 == _DENSE and body.size < _dense_bytes(layout):
-                levels[i] = ans.decode(body, 4, layout.d, 2 * layout.levels + 1) - np.int32(layout.levels)
+                symbols = ans.decode(body, 4, layout.d, 2 * layout.levels + 1)
+                np.subtract(symbols, np.int32(layout.levels), out=levels[i])
             elif kernels.installed():
                 _compiled_read(body, levels[i], layout)
             else:
@@ -202,11 +203,11 @@ def _tried(levels: NDArray[np.int32], bits: int, layout: LevelsLayout) -> bool:
 
 
 def _entropy(levels: NDArray[np.int32], layout: LevelsLayout) -> bytes:
-    return ans.encode(levels + np.int32(layout.levels), _counts(levels, layout), _DENSE_BITS)
+    return ans.encode(levels, _counts(levels, layout), _DENSE_BITS, -layout.levels)
 
 
 def _counts(levels: NDArray[np.int32], layout: LevelsLayout) -> Ints:
-    return np.bincount(levels + layout.levels, minlength=2 * layout.levels + 1)
+    return ans.counted(levels, -layout.levels, 2 * layout.levels + 1)
 
 
 def _with_entropy(
@@ -291,10 +292,12 @@ def _compiled_bodies(levels: NDArray[np.int32], norms: NDArray[np.float32], layo
     gaps, out = np.empty(layout.d, np.int32), np.empty(_dense_bytes(layout), np.uint8)
     sizes = _header_bits(layout), _dense_bits(layout), _group_sizes(layout)
     bodies = []
-    for row, scales, tried in zip(levels, norms, found[1].tolist(), strict=True):
+    for row, scales, octets, tried in zip(levels, norms, *(part.tolist() for part in found), strict=True):
         entropy = _entropy(row, layout) if tried else None
-        octets = code.write(row, scales, layout.levels, *sizes, gaps, out)
-        bodies.append(entropy if entropy is not None and len(entropy) < octets else out[:octets].tobytes())
+        if entropy is not None and 4 * layout.buckets + len(entropy) < octets:
+            bodies.append(entropy)
+        else:
+            bodies.append(out[: code.write(row, scales, layout.levels, *sizes, gaps, out)].tobytes())
     return bodies
 
 

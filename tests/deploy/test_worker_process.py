@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -50,11 +51,14 @@ class Worker:
         self.place, self.address = place, f"unix:{place / 'w.sock'}"
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self, *options: str) -> None:
+    def start(self, *options: str, path: str = "") -> None:
+        """path: of Python modules."""
+        environment = {**os.environ, "PYTHONPATH": path} if path else None
         with (self.place / "log").open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "fedsim.cli.main", "worker", "--socket", "w.sock", "--folder", "root", *options],
                 cwd=self.place,
+                env=environment,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -175,7 +179,7 @@ def test_what_cannot_be_served(worker: Worker, refused: Refused) -> None:
 def test_a_worker_that_may_call_what_an_experiment_names() -> None:
     with tempfile.TemporaryDirectory() as place:
         worker = Worker(Path(place))
-        worker.start("--allow-code")
+        worker.start("--allow-code", path=str(Path(__file__).parents[2]))
         worker.said()
         try:
             assert relay.play(worker.address, OWN, [], timeout=60) == Answer(())

@@ -118,7 +118,7 @@ class Weighed(Machines):
             self.frames += HEADER_BYTES + len(frame.body)
             bodies = [frame.body]
             if frame.kind is Kind.UPDATES:
-                bodies = unpack_messages(frame.body, 2**30, 2**30)
+                bodies = unpack_messages(frame.body, (0, 2**30), 2**30)
             self.payload += sum(map(len, bodies))
 
 

@@ -13,13 +13,13 @@ from numba import njit
 
 from fedsim.compression.payload import LevelsLayout
 from fedsim.errors import WireError
-from fedsim.kernels import code
+from fedsim.kernels import code, rice
 from fedsim.wire import coding, levels
 from tests.fuzz import wire
 from tests.fuzz.drive import Case, Target
 from tests.fuzz.mutate import Bytes, Ints
 
-_read, _write = code.read, code.write
+_read, _write, _fits = code.read, code.write, rice.message_bytes
 _GUARD = 256
 _MARK = 77
 
@@ -40,6 +40,7 @@ def _probe(
     levels, gaps = levels_all[_GUARD : _GUARD + d], gaps_all[_GUARD : _GUARD + d]
     out = out_all[_GUARD : _GUARD + most - least]
     norms, accepted = np.empty(buckets, np.float32), 0
+    size, tried = np.empty(1, np.int64), np.empty(1, np.bool_)
     for i in range(len(lengths)):
         if not least < lengths[i] <= most:
             continue
@@ -48,8 +49,9 @@ def _probe(
         levels[:] = 0
         found = _read(body, s, header, dense, digits, levels)
         octets = -1
-        if found == code.READ:
-            octets = _write(levels, norms, s, bucket, header, dense, digits, gaps, out)
+        many, heads = levels.copy().reshape(1, d), norms.reshape(1, buckets)
+        if found == code.READ and _fits(many, heads, s, bucket, header, dense, size, tried):
+            octets = _write(levels, norms, s, header, dense, digits, gaps, out)
         for k in range(_GUARD):
             whole = levels_all[k] == _MARK and levels_all[_GUARD + d + k] == _MARK
             whole &= gaps_all[k] == _MARK and gaps_all[_GUARD + d + k] == _MARK

@@ -15,6 +15,8 @@ from fedsim import kernels
 from fedsim.compression import places
 from fedsim.compression.chosen import Drawn, DrawnLayout, Masked, MaskedLayout, Placed, PlacedLayout
 from fedsim.compression.payload import (
+    Digits,
+    DigitsLayout,
     Factors,
     FactorsLayout,
     Layout,
@@ -61,6 +63,8 @@ LAYOUTS: dict[str, Layout] = {
     "mask": MaskedLayout(30, 2**30),
     "mask, all": MaskedLayout(3, 2**32),
     "factors": FactorsLayout(11, 3, 4, 2),
+    "digits": DigitsLayout(90, 16, 30, seeded=True),
+    "digits, exponents": DigitsLayout(200, 511),
 }
 
 _CRC = struct.Struct("<II")
@@ -125,6 +129,10 @@ def rows_of(layout: Layout, seed: int) -> Payload:
             if part.shape == beyond.shape:
                 part[beyond] = 0
         return Drawn(layout, seeds, numbers, kept)
+    if isinstance(layout, DigitsLayout):
+        digits = generator.binomial(layout.base - 1, generator.random((6, 1)), (6, layout.d)).astype(np.int32)
+        scales = np.abs(generator.standard_normal((6, layout.buckets))).astype(np.float32)
+        return Digits(layout, *map(torch.from_numpy, (digits, scales)), seeds[:, None][:, : int(layout.seeded)])
     tops = np.minimum([1, layout.levels, 3, layout.levels, 2, layout.levels], layout.levels)
     levels = np.stack([generator.integers(-top, top + 1, layout.d) for top in tops])
     levels = levels * (generator.random(levels.shape) < shares[:, None])

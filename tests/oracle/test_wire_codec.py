@@ -11,6 +11,7 @@ import torch
 from fedsim import kernels
 from fedsim.compression.payload import Digits, DigitsLayout, Levels, LevelsLayout
 from fedsim.errors import WireError
+from fedsim.wire import ans
 from fedsim.wire.coding import decode, encode, size
 from tests.oracle.entropy import entropy_body, field, grouped, to_bytes
 
@@ -190,3 +191,13 @@ def test_damage_is_refused_or_is_the_encoding_of_another_row(seed: int) -> None:
                 continue
             assert slow_encode(found.levels[0].tolist(), found.norms[0].tolist(), layout.levels) == bytes(damaged)
             assert size(found).tolist() == [8 * len(damaged)]
+
+
+def test_blocks_of_an_entropy_code_are_one_string(monkeypatch: pytest.MonkeyPatch) -> None:
+    symbols = np.random.default_rng(0).binomial(30, 0.4, 10_000).astype(np.int32) - 12
+    counts = ans.counted(symbols, -15, 40)
+    whole = ans.encode(symbols, counts, np.ones(4, np.uint8), -15)
+    monkeypatch.setattr(ans, "_BLOCK", 999)
+    assert ans.counted(symbols, -15, 40).tolist() == counts.tolist() == np.bincount(symbols + 15, minlength=40).tolist()
+    assert ans.encode(symbols, counts, np.ones(4, np.uint8), -15) == whole
+    assert (ans.decode(np.frombuffer(whole, np.uint8), 4, len(symbols), 40) - 15).tolist() == symbols.tolist()
