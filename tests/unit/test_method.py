@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
 import fedsim
 from fedsim.algorithms.method import (
@@ -14,6 +15,7 @@ from fedsim.algorithms.method import (
     Method,
     ServerOptions,
     Uplink,
+    Within,
     check,
     check_error,
     feedback_coefficient,
@@ -155,6 +157,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"algorithm": "ef21", "server": {"aggregate": "geometric-median", "weights": "uniform"}},
         "but server.normalise = 'registered' and uplink.synchronise need their mean; use server.aggregate = 'mean'",
     ),
+    ({"algorithm": "dasha", "uplink": {"compressor": "top-k"}}, "'auto' needs an unbiased compressor, but 'top-k' is"),
+    ({"algorithm": "diana", "uplink": {"compressor": "top-k"}}, "'top-k' is biased, so that server.normalise"),
     ({"algorithm": "dasha", "uplink": {"rate": 0.5}}, "uplink.correction = 'auto' needs uplink.rate = 1, got 0.5"),
     ({"algorithm": "marina", "uplink": {"synchronise": 0.0}}, "uplink.correction = 0.0 lets errors stay or grow"),
     ({"algorithm": "dasha", "uplink": {"correction": 0.5}}, "uplink.correction = 0.5 lets errors stay or grow"),
@@ -209,3 +213,8 @@ def test_the_uncompressed_run_takes_the_same_step() -> None:
     """Without memories, absent clients would count as zeros under 'registered'."""
     for recipe, normalise in (("ef21", "expected"), ("artemis", "expected"), ("fedavg", "present")):
         assert uncompressed(fedsim.Experiment.of(algorithm=recipe)).server.normalise == normalise
+
+
+def test_a_compressor_in_other_coordinates_declares_what_it_is_there() -> None:
+    within = Within(Quantize(4), torch.neg, torch.neg)
+    assert (within.omega(9), within.delta(9)) == (Quantize(4).omega(9), Quantize(4).delta(9))
