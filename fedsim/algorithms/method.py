@@ -293,19 +293,19 @@ def check_channels(method: Method, step: float, probability: float) -> None:
     step: of the server; probability: of a client to take part.
     """
     up, d = method.uplink, method.d
+    omega = up.compressor.omega(d)
+    if up.correction != 1.0 and not math.isfinite(omega):
+        raise ConfigError(
+            f"uplink.correction = {up.correction!r} needs an unbiased compressor, but {_named(up.compressor)} is "
+            "biased; use rand-k or quantize, or correction = 1"
+        )
     check_error(
         "uplink", up.compressor, feedback_coefficient(up.feedback, step), method.alpha * (up.correction == 1), d
     )
     check_error(
         "downlink", method.downlink.compressor, feedback_coefficient(method.downlink.feedback, step), method.beta, d
     )
-    omega = up.compressor.omega(d)
     if up.correction != 1.0:
-        if not math.isfinite(omega):
-            raise ConfigError(
-                f"uplink.correction = {up.correction!r} needs an unbiased compressor, but {_named(up.compressor)} is "
-                "biased; use rand-k or quantize, or correction = 1"
-            )
         if method.alpha != 1.0:
             raise ConfigError(
                 f"uplink.correction = {up.correction!r} needs uplink.rate = 1, got {up.rate!r}; drop rate"
