@@ -49,8 +49,9 @@ def test_the_same_seed_gives_the_same_inputs() -> None:
     for inputs in seen:
         case = Case([bytes(range(40)), bytes(range(40, 80))], inputs.append, (), [b"word"], 50)
         drive(Target("", lambda case=case: case), 5000, seed=3)  # type: ignore[misc]
-    assert seen[0] == seen[1]
-    assert len(set(seen[0])) > 1500
+    distinct = [list(dict.fromkeys(inputs)) for inputs in seen]  # one that seemed slow is given again
+    assert distinct[0] == distinct[1]
+    assert len(distinct[0]) > 1500
     assert max(map(len, seen[0])) <= 50
 
 
