@@ -35,8 +35,9 @@ Reshuffling: Compress Gradient Differences", NeurIPS 2024, arXiv 2206.07021.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
-from fedsim.algorithms.method import ServerOptions, Uplink
+from fedsim.algorithms.method import Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +102,21 @@ REASONS = {
 }
 
 
-def uncovered(setting: Setting, uplink: Uplink, downlink_omega: float, server: ServerOptions) -> list[str]:
+def uncovered(setting: Setting, method: Method) -> list[str]:
     """Why no theorem of this file covers an experiment; empty when one does."""
     reasons = [reason for name, reason in REASONS.items() if not getattr(setting, name)]
-    if not uplink.memory and downlink_omega > 0:
+    uplink, downlink, server = method.uplink, method.downlink, method.server
+    for way, channel in (("up", uplink), ("down", downlink)):
+        if not isfinite(channel.compressor.omega(method.d)):
+            reasons.append(f"the {way}link's compressor is biased")
+        if channel.feedback:
+            reasons.append(f"the {way}link has error feedback")
+    if not uplink.memory and downlink.compressor.omega(method.d) > 0:
         reasons.append("the downlink is compressed but there are no memories (uplink.memory = true)")
-    if uplink.feedback:
-        reasons.append("the uplink has error feedback")
+    if downlink.memory != "none":
+        reasons.append("the downlink has a memory (downlink.memory = 'none')")
+    if uplink.correction != 1.0 or uplink.synchronise:
+        reasons.append("messages are corrected, or now and then in full (uplink.correction = 1, synchronise = 0)")
     if server.robust:
         reasons.append("directions are not averaged (server.aggregate = 'mean' without server.clip)")
     return reasons

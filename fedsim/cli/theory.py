@@ -31,7 +31,7 @@ def theory(experiment: ExperimentFile = None, assignments: Assignments = None) -
         ("F at the optimum", found.value),
     ):
         print(f"{name:38} {value:.6g}")
-    reasons = uncovered(setting(parsed, federation, task), parsed.uplink, constants.down, parsed.server)
+    reasons = uncovered(setting(parsed, federation, task), setup.method)
     print(f"{'step of the server, in use':38} {setup.step:.6g}")
     print(f"{'step of a client, in use':38} {setup.plan.step:.6g}")
     if reasons:

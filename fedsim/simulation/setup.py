@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fedsim.algorithms import robust, whitening
 from fedsim.algorithms.artemis import Cohort
-from fedsim.algorithms.method import Method, check, check_channels
+from fedsim.algorithms.checks import check, check_channels
+from fedsim.algorithms.method import Method
 from fedsim.algorithms.steps import scheduled, step_size
 from fedsim.algorithms.theory import Steps
 from fedsim.data import Federation, Own, deal

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.method import Method
 from fedsim.algorithms.theory import Problem, Promise, Setting, Steps, admissible, promise, uncovered
 from fedsim.algorithms.whitening import Off
 from fedsim.data import Examples, Federation
@@ -78,18 +79,18 @@ def problem(experiment: Experiment, federation: Federation, task: Task) -> Probl
 
 def theory_steps(experiment: Experiment, federation: Federation, task: Task) -> Steps:
     """The largest steps that a theorem admits for this experiment. Raises ConfigError with the reasons if none does."""
+    method = Method(experiment.uplink, experiment.downlink, experiment.server, task.dim)
     constants = problem(experiment, federation, task)
-    reasons = uncovered(setting(experiment, federation, task), experiment.uplink, constants.down, experiment.server)
+    reasons = uncovered(setting(experiment, federation, task), method)
     if reasons:
         raise ConfigError(
             f"'theory': no theorem covers this experiment: {'; '.join(reasons)}; give the step as a number or as 'c/L'"
         )
-    memory, alpha = experiment.uplink.memory, experiment.uplink.alpha(task.dim)
-    steps = admissible(constants, memory, alpha)
-    if not steps.admit_rate(alpha):
+    steps = admissible(constants, experiment.uplink.memory, method.alpha)
+    if not steps.admit_rate(method.alpha):
         raise ConfigError(
             f"'theory': {steps.theorem} needs memories that learn at most at {steps.alpha:.4g}, but uplink.rate = "
-            f"{alpha:.4g}; use uplink.rate = 'auto', or give the step as a number or as 'c/L'"
+            f"{method.alpha:.4g}; use uplink.rate = 'auto', or give the step as a number or as 'c/L'"
         )
     return steps
 

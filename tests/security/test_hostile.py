@@ -310,7 +310,7 @@ def test_a_submission_of_another_folder(court: Court, stopped: Path) -> None:
     shutil.copytree(stopped, place / "run")
     text = '{"engine": "flower-in-process", "folder": "%s", "experiment": "", "directory": "/"}'
     for name in ("a submission elsewhere", "a submission that climbs"):
-        folder = "/root/other" if "else" in name else f"{place}/run/../../other"
+        folder = f"{place}/other" if "else" in name else f"{place}/run/../../other"
         (place / "run" / "submission.json").write_text(text % folder)
         court.refuse("submission.json", name, CheckpointError, lambda: submission_of(place / "run"))
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fedsim
+from fedsim.algorithms.checks import check, check_error
 from fedsim.algorithms.method import (
     Downlink,
     Feedback,
@@ -16,8 +17,6 @@ from fedsim.algorithms.method import (
     ServerOptions,
     Uplink,
     Within,
-    check,
-    check_error,
     feedback_coefficient,
 )
 from fedsim.compression import Half, Identity, Quantize, RandK, TopK
