@@ -23,6 +23,7 @@ from fedsim.flat import ModuleRow
 from fedsim.models import check_module, cnn, mlp
 from fedsim.plugins import NAMES_CODE
 from fedsim.randomness import Purpose, Stream
+from fedsim.tasks.chain import Chain, chained
 from fedsim.tasks.layer import Layer, layer_inputs, module_layers, second_moment
 from fedsim.tasks.linear import L2
 from fedsim.tasks.stack import Classes, Stack, stack_of
@@ -67,7 +68,10 @@ class Classifier:
 
     def _walker(self, summed: bool) -> Walker:
         module = seeded(self.make, seed=0).to(device=self.device, dtype=self.dtype).eval()
-        return Walker(module, self.layout, Classes(self.classes), self.l2, self.compute, self.pixels, summed)
+        head = Classes(self.classes)
+        if self.compute is None and chained(module):
+            return Chain(module, self.layout, head, self.l2, self.pixels, summed)
+        return Walker(module, self.layout, head, self.l2, self.compute, self.pixels, summed)
 
     @property
     def dim(self) -> int:

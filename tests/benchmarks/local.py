@@ -1,6 +1,6 @@
 """Milliseconds of local solving in a round, by executor, beside what is written by hand; interleaved, best of rounds.
 
-"sequential" and "workers, 1" of a network take the path of any module: autograd, one client after another.
+"sequential" and "workers, 1" take one client after another: networks by ``fedsim.tasks.chain`` where they are one.
 
 A round is: the cohort's directions from the model, and the model minus their mean by v_i. Every row plays the same
 rounds, and the end parameters must agree, so the work was the same.
