@@ -85,8 +85,10 @@ def deliver(setup: Setup, state: State, cohort: Cohort) -> list[Lines]:
     if len(models):
         lines.append(_model_lines(state, models, rows))
     if len(updates):
-        formula = missed[replays] * (update_bits + shared_bits / setup.clients)
-        lines.append(_update_lines(t, updates, missed[replays], formula, (payload[replays], framed[replays])))
+        if len(models):
+            missed, payload, framed = missed[replays], payload[replays], framed[replays]
+        formula = missed * (update_bits + shared_bits / setup.clients)
+        lines.append(_update_lines(t, updates, missed, formula, (payload, framed)))
     if moments.any():
         lines.append(whitening.late_lines(setup, state, clients, moments))
     return lines

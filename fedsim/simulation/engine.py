@@ -90,7 +90,7 @@ def _play(setup: Setup, state: State, t: int, step: float) -> Round:
         raise DivergedError(f"the model is not finite with server.step = {step:.4g}; use a smaller step")
     own = 0 if update is None else update_bytes(setup, update)  # each has its own: nobody will replay this one
     state.updates.add(own + sharpness.step_bytes(setup))
-    return Round(t, len(cohort.clients), None if losses is None else float(losses.mean()), lines)
+    return Round(t, len(cohort.clients), None if losses is None else float(losses.cpu().numpy().mean()), lines)
 
 
 def _finite(model: Tensor) -> bool:

@@ -86,6 +86,8 @@ class Course:
         if self.plan.order is None:
             return self.steps * b
         m = -(-n // b)
+        if self.plan.local.epochs and not (self.done % m).any():  # whole passes
+            return self.plan.local.epochs * n
 
         def before(k: Ints) -> Ints:
             passes, rest = np.divmod(k, m)

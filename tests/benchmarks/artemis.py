@@ -50,7 +50,7 @@ def play(case: str) -> None:
     best = {name: [float("inf")] * (len(PARTS) + 1) for name in played}
     for t in range(CASES[case]):
         for name, (setup, state) in played.items():
-            with _timed(PARTS) as spent:
+            with timed(PARTS) as spent:
                 began = time.perf_counter()
                 engine.play(setup, state)
                 whole = time.perf_counter() - began
@@ -75,7 +75,7 @@ def _begin(given: Experiment) -> tuple[Setup, State]:
 
 
 @contextmanager
-def _timed(parts: tuple[tuple[Any, str], ...]) -> Iterator[dict[str, float]]:
+def timed(parts: tuple[tuple[Any, str], ...]) -> Iterator[dict[str, float]]:
     """Seconds spent in each part while inside."""
     spent = {name: 0.0 for _, name in parts}
     whole = [(owner, name, getattr(owner, name)) for owner, name in parts]
