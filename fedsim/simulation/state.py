@@ -258,7 +258,8 @@ def _memories(tensors: dict[str, Tensor]) -> dict[int, Memory]:
     for key, tensor in tensors.items():
         match key.split(".", 3):
             case ["solver", client, part, name]:
-                notes.setdefault((int(client), part), {})[name] = tensor
+                # A copy: a tensor of a file begins anywhere in memory, and a library may order its sums by that.
+                notes.setdefault((int(client), part), {})[name] = tensor.clone()
     return {
         client: Memory(steps, notes.get((client, "rate"), {}), notes.get((client, "direction"), {}))
         for client, steps in tensors["solver.steps"].tolist()
