@@ -1,8 +1,9 @@
 """Clients side by side: the loop of ``fedsim.solvers.local`` for a group of them, equal to it up to rounding.
 
     small     tasks with a ``Stack`` of one layer, along gradients, in small steps: see ``fedsim.solvers.small``
-    descend   tasks with a ``Stack``, along gradients: product and step are one operation, no gradient row is made; and
-              one client of any module (``fedsim.tasks.walker``), which is the reference of modules
+    descend   tasks with a ``Stack``, along gradients: product and step are one operation, no gradient row is made;
+              modules that vmap takes (``fedsim.tasks.mapped``); and one client of any module (``fedsim.tasks.walker``),
+              which is the reference of modules
     walk      momentum, sam, and tasks whose gradients come as rows
 
 With send = "difference" and several steps ``descend`` sends w_0 - w_H as it is, as FedAvg does, so it is exact to the
@@ -133,6 +134,8 @@ def _room(task: Task, course: Course, rows: Rows, like: Tensor) -> Moving | None
             found = task.walker(summed)
         elif task.stack is not None:
             found = Walkers.of(task.stack, len(course.clients), summed, like)
+        elif task.mapped is not None:
+            found = task.mapped(len(course.clients), summed, like)
         else:
             return None
         rows.scratch[key] = found
