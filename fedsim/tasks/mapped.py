@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear, multi_head_attention_forward, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
@@ -56,7 +56,14 @@ class Mapped:
         self._values = [like.new_empty((room, *shape)) for shape in layout.shapes]
         self._sum = [torch.empty_like(value) for value in self._values] if summed else []
         self._start: list[Tensor] = []
-        self._count = room
+        self._now: list[Tensor] = []
+        self._leaves: list[Tensor] = []
+        numbers = {parameter: i for i, parameter in enumerate(module.parameters())}
+        self._places = [
+            (layer._parameters, name, numbers[parameter])
+            for layer in module.modules()
+            for name, parameter in layer.named_parameters(recurse=False, remove_duplicate=False)
+        ]
 
     def prepared(self, features: Tensor) -> Tensor:
         """[R, *shape], as they are."""
@@ -66,17 +73,18 @@ class Mapped:
         """Begin at rows, float[c, d], which must stay as they are until ``write``."""
         self._start = self.layout.blocks(rows)
         self.keep(rows.shape[0])
-        torch._foreach_copy_(self._now(self._values), self._start)
+        torch._foreach_copy_(self._now, self._start)
 
     def keep(self, count: int) -> None:
         """Only the first ``count`` go on."""
-        self._count = count
+        self._now = [value[:count] for value in self._values]
+        self._leaves = [value.detach().requires_grad_() for value in self._now]
 
     def errors(
         self, features: Tensor, answers: Tensor, weights: Tensor, balanced: Tensor | None
     ) -> tuple[Found, Tensor | None]:
         """(what each parameter changes by, losses where ``balanced`` weights are given), without penalty."""
-        leaves = [value.detach().requires_grad_() for value in self._now(self._values)]
+        leaves = self._leaves
         called: list[int] = []
         with torch.enable_grad():
             scores, inputs, outputs = vmap(partial(self._forward, called))(leaves, features)
@@ -93,28 +101,25 @@ class Mapped:
 
     def descend(self, found: Found, eta: float, decay: float | Tensor) -> None:
         """w <- decay w - eta g. decay: 1 - eta l2; a tensor [a, 1, 1] if they differ."""
-        now = self._now(self._values)
         if isinstance(decay, Tensor) or decay != 1:
-            for value in now:
+            for value in self._now:
                 value.mul_(_beside(decay, value))
-        _add(now, found, -eta)
+        _add(self._now, found, -eta)
 
     def add(self, found: Found, shares: float | Tensor, first: bool) -> None:
         """total <- total + g + shares l2 w. The shares of g are in the weights: [a, 1, 1] where they differ."""
-        sums = self._now(self._sum)
+        sums = self._first(self._sum)
         if first:
             torch._foreach_zero_(sums)
         _add(sums, found, 1.0)
         if self.l2:
-            for total, value in zip(sums, self._now(self._values), strict=True):
+            for total, value in zip(sums, self._now, strict=True):
                 total.add_(value * _beside(shares, value), alpha=self.l2)
 
     def follow(self, count: int, unit: float | Tensor) -> None:
         """w <- w_0 - unit total for the first ``count``. unit: [count, 1, 1] where they differ."""
         self.keep(count)
-        for value, start, total in zip(
-            self._now(self._values), self._now(self._start), self._now(self._sum), strict=True
-        ):
+        for value, start, total in zip(self._now, self._first(self._start), self._first(self._sum), strict=True):
             torch.sub(start, total * _beside(unit, total), out=value)
 
     def write(self, rows: Tensor, first: int) -> None:
@@ -126,14 +131,23 @@ class Mapped:
         for view, start, value in zip(views, self._start, self._values, strict=True):
             torch.sub(start[some], value[some], out=view)
 
-    def _now(self, blocks: Sequence[Tensor]) -> list[Tensor]:
-        return [block[: self._count] for block in blocks]
+    def _first(self, blocks: Sequence[Tensor]) -> list[Tensor]:
+        """Those of the models that go on."""
+        count = self._now[0].shape[0]
+        return [block[:count] for block in blocks]
 
     def _forward(self, called: list[int], leaves: list[Tensor], features: Tensor) -> tuple[Any, ...]:
         """(scores float[B, S] of one client, what goes into linear layers, what comes out), under vmap."""
-        given = dict(zip(self.layout.names, leaves, strict=True))
-        with _Linear(leaves) as noted, _plain_attention():
-            scores = functional_call(self.module, given, (features,))
+        before = [parameters[name] for parameters, name, _ in self._places]
+        try:
+            # What functional_call does, which looks for the places anew in every step.
+            for parameters, name, i in self._places:
+                parameters[name] = leaves[i]  # type: ignore[assignment]
+            with _Linear(leaves) as noted, _plain_attention():
+                scores = self.module(features)
+        finally:
+            for (parameters, name, _), parameter in zip(self._places, before, strict=True):
+                parameters[name] = parameter
         called[:] = noted.called
         return scores, noted.inputs, noted.scores
 
