@@ -28,6 +28,7 @@ from fedsim.solvers.lengths import Floats, Steps, column
 from fedsim.solvers.memory import Memory, Notes
 from fedsim.solvers.plan import Ask, Done, Group, Plan, Rows
 from fedsim.solvers.rate import Constant, Harmonic
+from fedsim.solvers.transfer import sent
 from fedsim.tasks.stack import Moving, Walkers, penalties
 from fedsim.tasks.task import Batch, Task
 
@@ -87,7 +88,7 @@ def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group:
 def _side_by_side(task: Task, course: Course, ask: Ask, group: Group, rows: Rows, notes: list[Notes]) -> None:
     """Directions and first losses into ``rows``; ``notes`` become those after the round."""
     beside = group == list(range(group[0], group[0] + len(group)))
-    places = torch.tensor(group, device=ask.models.device)
+    places = sent(np.array(group), ask.models.device)
     shared = ask.models.stride(0) == 0
     models = ask.models[: len(group)] if shared else ask.models.index_select(0, places)
     walkers = _room(task, course, rows, models) if isinstance(course.plan.direction, Gradient) else None
