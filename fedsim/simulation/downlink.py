@@ -23,7 +23,8 @@ def bring(setup: Setup, state: State, cohort: Cohort) -> tuple[list[Lines], Tens
     n, model = len(cohort.clients), state.server.model
     if not setup.method.downlink.each:
         return deliver(setup, state, cohort), state.server.view.expand(n, -1)
-    known = torch.from_numpy(state.store.seen[cohort.clients.cpu().numpy()] != NEVER).to(model.device)
+    held_one = state.store.seen[cohort.clients.cpu().numpy()] != NEVER
+    known = torch.from_numpy(np.flatnonzero(held_one)).to(model.device)  # places: a device would have to count a mask
     old, held = cohort.clients[known], model.expand(n, -1).clone()
     memories, lengths = held.clone(), np.zeros(0, np.int64)
     assert state.store.sent is not None

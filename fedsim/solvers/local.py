@@ -41,6 +41,7 @@ from fedsim.solvers.memory import Memory
 from fedsim.solvers.passes import steps_of_a_pass, walk
 from fedsim.solvers.plan import Ask, Done, Group, Local, Plan, Rows, Solution, check_plan
 from fedsim.solvers.rate import Here, rule_of
+from fedsim.solvers.transfer import sent
 from fedsim.tasks.task import Batch, Task
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def gathered(groups: Sequence[Group], done: Sequence[Done], rows: Rows) -> Solut
 
     def counts(each: list[Ints]) -> Tensor:
         whole = each[0] if len(each) == 1 else np.concatenate((_NONE, *each))
-        return torch.from_numpy(whole[order]).to(device)
+        return sent(whole[order], device)
 
     memories = [memory for one in done for memory in one.memories]
     return Solution(

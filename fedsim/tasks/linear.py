@@ -110,6 +110,10 @@ class Linear:
         """None: its gradients are rows."""
 
     @property
+    def mapped(self) -> None:
+        """None: it is a stack."""
+
+    @property
     def stack(self) -> Stack:
         """The one layer and its loss."""
         return Stack(self.layers, Number(self.loss_of_score(), self.signed), self.l2)
@@ -195,6 +199,10 @@ class SoftmaxRegression:
     @property
     def walker(self) -> None:
         """None: its gradients are rows."""
+
+    @property
+    def mapped(self) -> None:
+        """None: it is a stack."""
 
     @property
     def stack(self) -> Stack:
