@@ -1,149 +1,98 @@
-"""The theory of one experiment: its constants from its data, and what the theorems say about it."""
+"""What theory says about an experiment: which theorem covers it, the rate it promises, and where a run levels off."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from fedsim.algorithms.method import Method
-from fedsim.algorithms.theory import Problem, Promise, Setting, Steps, admissible, promise, uncovered
-from fedsim.algorithms.whitening import Off
-from fedsim.data import Examples, Federation
+from fedsim.algorithms.theory import Promise, Steps, theorem_of
+from fedsim.data import refuse_absent
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
-from fedsim.solvers.direction import Gradient
-from fedsim.solvers.order import FRESH
-from fedsim.solvers.passes import steps_of_a_pass
-from fedsim.solvers.rate import Constant
-from fedsim.tasks import Task, optimum
-from fedsim.tasks.task import Batch, full_batch
-
-WHOLE = (FRESH, "reshuffle", "shuffle-once", "incremental", "synchronised")
-"""Orders in which a batch of all samples holds each of them once."""
+from fedsim.simulation.constants import noise, problem, setting
+from fedsim.simulation.setup import Setup, prepare
 
 
 @dataclass(frozen=True, slots=True)
-class Noise:
-    """Heterogeneity at the optimum. client: zeta^2; batch: sigma^2 of batches of the size in use; value: F(x*)."""
+class Prediction:
+    """What theory says about one experiment; None where it says nothing, and ``reasons`` why.
 
-    client: float
-    batch: float
-    value: float
-    optimum: Tensor
+    theorem, source: its name and paper, "" where none covers the experiment. covered: a theorem holds at the step in
+    use. reasons: why not, or why a figure is missing. rate: of a round: the measure of the theorem falls by 1 - rate.
+    floor_distance: predicted E||w - w*||^2 at stationarity. floor_loss: predicted E F(w) - F*. optimum: F*, the
+    smallest mean loss over all samples. admissible: the largest step of the server that the theorem admits; step: the
+    one in use. bound_distance: what the theorem promises instead of ``floor_distance``.
 
-
-def setting(experiment: Experiment, federation: Federation, task: Task) -> Setting:
-    """What decides which theorem covers an experiment."""
-    local, sizes = experiment.local, federation.sizes
-    everything = local.batch == 0 or local.batch >= int(sizes.max())
-    full_gradient = local.epochs + local.steps * (not local.epochs) == 1 and everything and local.order in WHOLE
-    return Setting(
-        convex=convexity(federation, task) > 0,
-        full_participation=experiment.participation.probability(federation.clients) == 1,
-        equal_batches=full_gradient or len({steps_of_a_pass(n, local.batch) for n in sizes.tolist()}) == 1,
-        equal_weights=experiment.server.weights == "uniform" or bool((sizes == sizes[0]).all()),
-        constant_steps=isinstance(experiment.rate, Constant) and experiment.server.schedule == "constant",
-        plain_gradient=isinstance(experiment.direction, Gradient),
-        plain_features=isinstance(experiment.whitening, Off),
-        epoch_of_reshuffling=full_gradient or (local.epochs == 1 and local.order == "reshuffle"),
-        sends_direction=local.send == "direction",
-    )
-
-
-def convexity(federation: Federation, task: Task) -> float:
-    """mu of the objective: the smallest of the clients', 0 for a task that is not convex."""
-    try:
-        return min(task.convexity(federation.shard(i)) for i in range(federation.clients))
-    except ConfigError:
-        return 0.0
-
-
-def problem(experiment: Experiment, federation: Federation, task: Task) -> Problem:
-    """The constants of an experiment. Raises ConfigError for a task that is not convex."""
-    local = experiment.local
-    batches = steps_of_a_pass(int(federation.sizes.max()), local.batch) if local.order != FRESH else 1
-    heaviest = 1.0
-    if batches > 1:
-        heaviest = max(steps_of_a_pass(n, local.batch) * min(local.batch, n) / n for n in federation.sizes.tolist())
-    return Problem(
-        sample_smoothness=task.sample_smoothness(federation.all()) * heaviest,
-        convexity=convexity(federation, task),
-        clients=federation.clients,
-        batches=batches,
-        up=experiment.uplink.compressor.omega(task.dim),
-        down=experiment.downlink.compressor.omega(task.dim),
-    )
-
-
-def theory_steps(experiment: Experiment, federation: Federation, task: Task) -> Steps:
-    """The largest steps that a theorem admits for this experiment. Raises ConfigError with the reasons if none does."""
-    method = Method(experiment.uplink, experiment.downlink, experiment.server, task.dim)
-    constants = problem(experiment, federation, task)
-    reasons = uncovered(setting(experiment, federation, task), method)
-    if reasons:
-        raise ConfigError(
-            f"'theory': no theorem covers this experiment: {'; '.join(reasons)}; give the step as a number or as 'c/L'"
-        )
-    steps = admissible(constants, experiment.uplink.memory, method.alpha)
-    if not steps.admit_rate(method.alpha):
-        raise ConfigError(
-            f"'theory': {steps.theorem} needs memories that learn at most at {steps.alpha:.4g}, but uplink.rate = "
-            f"{method.alpha:.4g}; use uplink.rate = 'auto', or give the step as a number or as 'c/L'"
-        )
-    return steps
-
-
-def noise(experiment: Experiment, federation: Federation, task: Task) -> Noise:
-    """zeta^2 and sigma^2 at the optimum of the mean over clients (all clients count alike).
-
-    Every sample of a pass of m steps weighs m / n, so a batch of s samples has the gradient a (its mean) with a = m s /
-    n, which is not 1 when b does not divide n. Drawn without replacement, its squared distance from the mean over all
-    is a^2 V (n - s) / (s (n - 1)) + (a - 1)^2 ||mean||^2 on average, V the variance of the samples' gradients, all of
-    these without l2, whose gradient is in every step whole. sigma^2 is the mean over the steps of a pass and clients.
+    The expected course is about F* + (1 - rate)^k (F(w_0) - F*) + floor_loss.
     """
-    sizes = federation.sizes
-    weights = torch.repeat_interleave(1 / (sizes * federation.clients).to(torch.float64), sizes)
-    point, value = optimum(task, federation.all(), weights)
-    model = point.to(federation.features.dtype)[None]
-    client_noise, batch_noise = 0.0, 0.0
-    for i in range(federation.clients):
-        shard = federation.shard(i)
-        mean, _ = task.gradients(model, full_batch(shard.features, shard.targets, model.dtype))
-        client_noise += float(mean.square().sum()) / federation.clients
-        n = len(shard)
-        b = min(experiment.local.batch, n) or n
-        if n > 1 and b < n:
-            variance = _sample_variance(task, model, shard.features, shard.targets, mean)
-            steps = steps_of_a_pass(n, b)
-            data = mean - task.gradients(model, _nothing(shard))[0]
-            for size, times in ((b, n // b), (n % b, 1)):
-                if size:
-                    a = steps * size / n
-                    found = a**2 * variance * (n - size) / (size * (n - 1)) + (a - 1) ** 2 * float(data.square().sum())
-                    batch_noise += found * times / steps / federation.clients
-    return Noise(client_noise, batch_noise, value, point)
+
+    theorem: str
+    source: str
+    covered: bool
+    reasons: list[str]
+    rate: float | None
+    floor_distance: float | None
+    floor_loss: float | None
+    optimum: float | None
+    admissible: float | None
+    step: float
+    bound_distance: float | None = None
 
 
-def promised(experiment: Experiment, federation: Federation, task: Task, server: float, local: float) -> Promise:
-    """Rate and neighbourhood of an experiment at its own steps."""
-    found = noise(experiment, federation, task)
-    constants = problem(experiment, federation, task)
-    return promise(constants, experiment.uplink.memory, server, local, found.client, found.batch)
+def predict(experiment: Experiment) -> Prediction:
+    """Load the data, compute the constants and ask the theorems. Raises ConfigError for an invalid experiment."""
+    setup = prepare(experiment)
+    try:
+        return predicted(setup)
+    finally:
+        setup.close()
 
 
-def _nothing(shard: Examples) -> Batch:
-    """A batch without weight, on which only l2 has a gradient."""
-    return replace(full_batch(shard.features[:1], shard.targets[:1], shard.features.dtype), weights=torch.zeros(1, 1))
+def predicted(setup: Setup) -> Prediction:
+    """As ``predict``, of a prepared experiment. Raises ConfigError where the data is elsewhere."""
+    refuse_absent(setup.federation)
+    experiment, federation, task = setup.experiment, setup.federation, setup.task
+    try:
+        constants, found = problem(experiment, federation, task), noise(experiment, federation, task)
+    except ConfigError as error:
+        return Prediction("", "", False, [str(error)], None, None, None, None, None, setup.step)
+    where = setting(experiment, federation, task)
+    theorem = theorem_of(where, setup.method)
+    reasons = theorem.reasons(where, setup.method)
+    if reasons:
+        return Prediction("", "", False, reasons, None, None, None, found.value, None, setup.step)
+    steps = theorem.admissible(constants, setup.method)
+    said = theorem.promise(constants, setup.method, setup.step, setup.plan.step, found)
+    reasons = beyond(setup, steps, constants.batches)
+    return Prediction(
+        theorem=steps.theorem,
+        source=steps.source,
+        covered=not reasons,
+        reasons=reasons,
+        rate=said.rate,
+        floor_distance=said.floor if said.measure == "squared distance" else None,
+        floor_loss=None,
+        optimum=found.value,
+        admissible=steps.server,
+        step=setup.step,
+        bound_distance=said.floor if said.measure == "squared distance" else None,
+    )
 
 
-def _sample_variance(task: Task, model: Tensor, features: Tensor, targets: Tensor, mean: Tensor) -> float:
-    """Mean over samples of ||grad f_j - mean||^2."""
-    total = 0.0
-    for start in range(0, len(features), 1024):
-        some, labels = features[start : start + 1024], targets[start : start + 1024]
-        ones = torch.ones((len(some), 1), dtype=model.dtype, device=model.device)
-        rows, _ = task.gradients(model.expand(len(some), -1), Batch(some[:, None], labels[:, None], ones))
-        total += float((rows - mean).square().sum())
-    return total / len(features)
+def beyond(setup: Setup, steps: Steps, batches: int) -> list[str]:
+    """What is larger than the theorem admits."""
+    found = []
+    if setup.step > steps.server * (1 + 1e-9):
+        found.append(f"the server's step is {setup.step / steps.server:.3g} times the largest of {steps.theorem}")
+    if batches > 1 and setup.plan.step > steps.local * (1 + 1e-9):
+        found.append(f"the clients' step is {setup.plan.step / steps.local:.3g} times the largest of {steps.theorem}")
+    if not steps.admit_rate(setup.method.alpha):
+        found.append(f"uplink.rate = {setup.method.alpha:.3g} is above the largest, {steps.alpha:.3g}")
+    return found
+
+
+def promised(setup: Setup) -> Promise:
+    """Rate and neighbourhood that the experiment's theorem states at its own steps, admissible or not."""
+    experiment, federation, task = setup.experiment, setup.federation, setup.task
+    theorem = theorem_of(setting(experiment, federation, task), setup.method)
+    found, constants = noise(experiment, federation, task), problem(experiment, federation, task)
+    return theorem.promise(constants, setup.method, setup.step, setup.plan.step, found)
