@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
-from fedsim.algorithms.theory import Promise, Steps, theorem_of
+from fedsim.algorithms.theory import ARTEMIS, PRESERVED, Promise, Steps, theorem_of
+from fedsim.algorithms.theory.facts import REASONS
 from fedsim.data import refuse_absent
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.simulation.constants import noise, problem, setting
+from fedsim.simulation.plateau import Plateau, plateau
 from fedsim.simulation.setup import Setup, prepare
+from fedsim.tasks import optimum
+
+ROUGH = 0.75
+"""From this gain on the noise of gradients away from the optimum is three quarters of all, and a plateau is a guess."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """What theory says about one experiment; None where it says nothing, and ``reasons`` why.
 
-    theorem, source: its name and paper, "" where none covers the experiment. covered: a theorem holds at the step in
-    use. reasons: why not, or why a figure is missing. rate: of a round: the measure of the theorem falls by 1 - rate.
-    floor_distance: predicted E||w - w*||^2 at stationarity. floor_loss: predicted E F(w) - F*. optimum: F*, the
-    smallest mean loss over all samples. admissible: the largest step of the server that the theorem admits; step: the
-    one in use. bound_distance: what the theorem promises instead of ``floor_distance``.
+    theorem, source: its name and paper, "" where none covers the experiment. covered: it holds at the steps in use.
+    reasons: why not, or why a figure is missing or rough.
+    rate: of a round: what the theorem measures falls by 1 - rate; without a theorem that of F - F* near the optimum.
+    floor_distance, floor_loss: E||w - w*||^2 and E F(w) - F* of the stationary law (``plateau``), not bounds.
+    optimum: F*, the smallest mean loss over all samples. admissible: the largest step of the server that the theorem
+    admits; step: the one in use. local, alpha: the theorem's largest step of a client, and memory rate.
+    bound: the theorem's floor, of ``measure``. first: floor_loss to first order in the step. least: E||w - w*||^2 is at
+    least this. gain: share of the noise that comes from gradients away from the optimum.
 
-    The expected course is about F* + (1 - rate)^k (F(w_0) - F*) + floor_loss.
+    The expected course of F is about F* + (1 - rate)^k (F(w_0) - F*) + floor_loss.
     """
 
     theorem: str
@@ -35,11 +45,20 @@ class Prediction:
     optimum: float | None
     admissible: float | None
     step: float
-    bound_distance: float | None = None
+    local: float | None = None
+    alpha: float | None = None
+    bound: float | None = None
+    measure: str = ""
+    first: float | None = None
+    least: float | None = None
+    gain: float | None = None
 
 
 def predict(experiment: Experiment) -> Prediction:
-    """Load the data, compute the constants and ask the theorems. Raises ConfigError for an invalid experiment."""
+    """Load the data, compute the constants, ask the theorems, and play the method around the optimum for its noise.
+
+    Seconds. Raises ConfigError or DataError for an invalid experiment.
+    """
     setup = prepare(experiment)
     try:
         return predicted(setup)
@@ -48,33 +67,70 @@ def predict(experiment: Experiment) -> Prediction:
 
 
 def predicted(setup: Setup) -> Prediction:
-    """As ``predict``, of a prepared experiment. Raises ConfigError where the data is elsewhere."""
-    refuse_absent(setup.federation)
+    """As ``predict``, of a prepared experiment."""
+    said = promised(setup)
+    covered = bool(said.theorem) or said.reasons == [REASONS["convex"]]
+    lawful = covered and said.optimum is not None and said.floor_loss is None
+    where = setting(setup.experiment, setup.federation, setup.task) if lawful else None
+    if where is None or theorem_of(where, setup.method) not in (ARTEMIS, PRESERVED):
+        return said
+    return _levelled(said, plateau(setup))
+
+
+def promised(setup: Setup) -> Prediction:
+    """What a theorem alone says: without the stationary law, and so at once."""
     experiment, federation, task = setup.experiment, setup.federation, setup.task
     try:
+        refuse_absent(federation)
         constants, found = problem(experiment, federation, task), noise(experiment, federation, task)
+        _, lowest = optimum(task, federation.all())
     except ConfigError as error:
         return Prediction("", "", False, [str(error)], None, None, None, None, None, setup.step)
     where = setting(experiment, federation, task)
     theorem = theorem_of(where, setup.method)
     reasons = theorem.reasons(where, setup.method)
+    blank = Prediction("", "", False, reasons, None, None, None, lowest, None, setup.step)
     if reasons:
-        return Prediction("", "", False, reasons, None, None, None, found.value, None, setup.step)
+        return blank
     steps = theorem.admissible(constants, setup.method)
     said = theorem.promise(constants, setup.method, setup.step, setup.plan.step, found)
-    reasons = beyond(setup, steps, constants.batches)
-    return Prediction(
+    return _promised(blank, setup, steps, said, constants.batches)
+
+
+def _promised(blank: Prediction, setup: Setup, steps: Steps, said: Promise, batches: int) -> Prediction:
+    """With what the theorem admits and promises. Without noise at the optimum there is no floor at all."""
+    excess = beyond(setup, steps, batches)
+    return replace(
+        blank,
         theorem=steps.theorem,
         source=steps.source,
-        covered=not reasons,
-        reasons=reasons,
+        covered=not excess,
+        reasons=excess,
         rate=said.rate,
-        floor_distance=said.floor if said.measure == "squared distance" else None,
-        floor_loss=None,
-        optimum=found.value,
+        floor_distance=0.0 if said.floor == 0 else None,
+        floor_loss=0.0 if said.floor == 0 else None,
         admissible=steps.server,
-        step=setup.step,
-        bound_distance=said.floor if said.measure == "squared distance" else None,
+        local=steps.local,
+        alpha=steps.alpha,
+        bound=said.floor,
+        measure=said.measure,
+    )
+
+
+def _levelled(blank: Prediction, level: Plateau | str) -> Prediction:
+    """With the stationary law, or why there is none."""
+    if isinstance(level, str):
+        return replace(blank, reasons=[*blank.reasons, level])
+    rough = f"{level.gain:.0%} of the noise comes from gradients away from the optimum: the floor is rough"
+    return replace(
+        blank,
+        reasons=blank.reasons + [rough] * (level.gain > ROUGH),
+        rate=level.rate if blank.rate is None else blank.rate,
+        floor_distance=level.distance if math.isfinite(level.distance) else None,
+        floor_loss=level.loss,
+        first=level.first,
+        least=level.least,
+        gain=level.gain,
     )
 
 
@@ -88,11 +144,3 @@ def beyond(setup: Setup, steps: Steps, batches: int) -> list[str]:
     if not steps.admit_rate(setup.method.alpha):
         found.append(f"uplink.rate = {setup.method.alpha:.3g} is above the largest, {steps.alpha:.3g}")
     return found
-
-
-def promised(setup: Setup) -> Promise:
-    """Rate and neighbourhood that the experiment's theorem states at its own steps, admissible or not."""
-    experiment, federation, task = setup.experiment, setup.federation, setup.task
-    theorem = theorem_of(setting(experiment, federation, task), setup.method)
-    found, constants = noise(experiment, federation, task), problem(experiment, federation, task)
-    return theorem.promise(constants, setup.method, setup.step, setup.plan.step, found)

@@ -17,7 +17,7 @@ from fedsim.cli.theory import theory
 from fedsim.errors import ConfigError
 from fedsim.simulation.constants import noise, problem, setting, theory_steps
 from fedsim.simulation.setup import prepare
-from fedsim.simulation.theory import promised
+from fedsim.simulation.theory import predicted
 from fedsim.solvers.order import reshuffle
 from fedsim.tasks import Batch
 from fedsim.tasks.task import full_batch
@@ -212,7 +212,7 @@ def test_the_bound_holds_at_the_largest_admissible_steps(down: str) -> None:
     experiment = nastya(downlink={"compressor": down, **({"bucket": 8} if down == "quantize" else {})})
     setup = prepare(experiment)
     assert setup.step == theory_steps(experiment, setup.federation, setup.task).server
-    said = promised(setup)
+    said = predicted(setup)
     found = noise(experiment, setup.federation, setup.task)
     omega, alpha = experiment.uplink.compressor.omega(setup.task.dim), setup.method.alpha
     distances = squared_distances(experiment, 40)
@@ -282,7 +282,7 @@ def test_the_lyapunov_function_of_a_bidirectional_run_stays_below_its_bound() ->
             distance = (state.server.model - best).square().sum()
             psi.append(float(distance + weight * (memories - at_best).square().sum()))
             play(setup, state)
-        said = promised(setup)
+        said = predicted(setup)
         values += np.array(psi) / len(seeds)
         bounds += ((1 - said.rate) ** np.arange(rounds) * psi[0] + said.floor) / len(seeds)
     marks = range(0, rounds, 300)
@@ -337,6 +337,6 @@ def test_setting_of_full_gradients() -> None:
     setup = prepare(experiment)
     assert setting(experiment, setup.federation, setup.task).epoch_of_reshuffling
     assert problem(experiment, setup.federation, setup.task).batches == 1
-    said = promised(setup)
+    said = predicted(setup)
     assert said.floor == 0
     assert math.isfinite(said.rate)

@@ -16,7 +16,17 @@ from fedsim.algorithms.theory.facts import Noise, Problem, Promise, Setting, Ste
 from fedsim.algorithms.theory.nastya import NASTYA
 from fedsim.algorithms.theory.preserved import PRESERVED
 
-__all__ = ["Noise", "Problem", "Promise", "Setting", "Steps", "Theorem", "theorem_of"]
+__all__ = [
+    "ARTEMIS",
+    "PRESERVED",
+    "Noise",
+    "Problem",
+    "Promise",
+    "Setting",
+    "Steps",
+    "Theorem",
+    "theorem_of",
+]
 
 
 def theorem_of(setting: Setting, method: Method) -> Theorem:

@@ -1,0 +1,212 @@
+"""Where a run with a constant step levels off: the stationary law of the linearised chain at the optimum.
+
+    paper      here        meaning
+    x          -           w - w*
+    H          values, vectors   Hessian of F at w*, and its eigenvalues lambda and eigenvectors
+    Omega      -           what the server steps along: w' = w - gamma Omega
+    r          residuals   Omega - H x, what is random in it, float[T, d] in the eigenvectors' coordinates
+    Sigma      -           E r r', given the law of x and of the memories
+    S          variances   E x x' at stationarity; its diagonal, float[d]
+
+With unbiased compressors E[Omega | x, memories] = H x near w*, whatever the memories, who takes part, and where the
+downlink's noise falls: what is random in Omega is uncorrelated in time. So
+
+    S = (I - gamma H) S (I - gamma H) + gamma^2 Sigma,   S_aa = gamma Sigma_aa / (lambda_a (2 - gamma lambda_a)),
+    E||w - w*||^2 = tr S,   E F(w) - F* = tr(H S) / 2,   tr S >= gamma tr Sigma / (2 max lambda),
+
+exactly for a quadratic F. To first order in gamma, Sigma is that at the optimum: minibatch noise, what compression
+makes of it, absent clients, the downlink's noise of all of it. Memories fluctuate too: m = h_i - grad F_i(w*) obeys
+m' = m + alpha C(xi - m) where the client takes part, so E||m||^2 = alpha (1 + omega) / (2 - alpha (1 + omega)) sigma^2
+if C has the variance omega ||xi - m||^2 (a third of sigma^2 at the default rate). No such formula is needed: the method
+itself is played with the model held at w*, and r is read off.
+
+At larger steps the noise of gradients at w* + x counts too. Then the model is led along x' = (I - gamma H) x - gamma r
+with r drawn from the last residuals, from a start of the variance S, and new residuals are read off along that path.
+Their excess is first + gain * (the path's), first the one above, so S repeats itself at first / (1 - gain). With a gain
+of 1 or more noise grows from round to round, and the step has no stationary law. All random numbers are others than the
+run's own.
+
+Source: derived here; the stationary covariance of constant-step SGD is classical (Dieuleveut, Durmus, Bach, "Bridging
+the gap between constant step size SGD and Markov chains", Annals of Statistics 2020).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import msgspec
+import torch
+from torch import Tensor
+
+from fedsim.algorithms import artemis
+from fedsim.algorithms.artemis import Clients, Cohort
+from fedsim.errors import DivergedError
+from fedsim.simulation.constants import sample_weights
+from fedsim.simulation.engine import play
+from fedsim.simulation.setup import Setup
+from fedsim.simulation.state import State, initial_state
+from fedsim.tasks import optimum
+from fedsim.tasks.linear import Linear, SoftmaxRegression
+from fedsim.tasks.task import full_batch
+
+LARGEST = 1024
+"""Largest d whose Hessian is taken apart."""
+
+ROUNDS, REPEATS, AGREEMENT = 256, 6, 0.1
+"""Residuals read off at a time; how often at most; share to which S repeats itself."""
+
+OTHER = 1 << 32
+"""Turns a seed into another one."""
+
+FLAT = 1e-9
+"""Eigenvalues below this share of the largest count as zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plateau:
+    """distance: E||w - w*||^2, infinite where F is flat; loss: E F(w) - F*; first: the same to first order in gamma.
+
+    least: gamma tr Sigma / (2 max lambda). gain: see the top of this file. rate: by which F - F* falls in a round along
+    the slowest direction.
+    """
+
+    distance: float
+    loss: float
+    first: float
+    least: float
+    gain: float
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Valley:
+    """F near its minimum. best: w*; value: F(w*) - F* of the mean over all samples; curvatures: of that mean."""
+
+    best: Tensor
+    value: float
+    values: Tensor
+    vectors: Tensor
+    curvatures: Tensor
+
+
+def plateau(setup: Setup) -> Plateau | str:
+    """Of a method whose compressors are unbiased and whose rounds are one gradient; or why there is none."""
+    task, step = setup.task, setup.step
+    if not isinstance(task, Linear | SoftmaxRegression):
+        return "the stationary law is computed for convex tasks (least-squares, logistic, softmax)"
+    if task.dim > LARGEST:
+        return f"the stationary law is computed up to {LARGEST} coordinates, not for {task.dim}"
+    valley = survey(setup)
+    top = float(valley.values[-1])
+    if step * top >= 2:
+        return f"the step is {step * top / 2:.3g} times 2 / max lambda at the optimum, and no run stays there"
+    probe = Probe(setup, valley)
+    residuals = probe.residuals(None, None)
+    first = _loss(valley, probe.variances(residuals))
+    excess, gain = first, 0.0
+    for _ in range(REPEATS if first else 0):
+        try:
+            path = probe.residuals(residuals, probe.variances(residuals))
+        except DivergedError:
+            return _RUNS_AWAY
+        found = _loss(valley, probe.variances(path))
+        gain = max(0.0, (found - first) / excess)
+        if gain >= 1:
+            return _RUNS_AWAY
+        last, excess = excess, first / (1 - gain)
+        residuals = path * math.sqrt(excess / found)
+        if abs(excess - last) <= AGREEMENT * excess:
+            break
+    variances = probe.variances(residuals)
+    least = step * float(residuals.square().sum(1).mean()) / (2 * top)
+    slowest = max(abs(1 - step * float(v)) for v in valley.values if v > FLAT * top)
+    value = valley.value
+    return Plateau(float(variances.sum()), value + excess, value + first, least, gain, 1 - slowest**2)
+
+
+_RUNS_AWAY = "noise grows from round to round around the optimum: there is no stationary law at this step"
+
+
+def survey(setup: Setup) -> Valley:
+    """The minimum of the method's objective and the Hessian there, in float64 on the CPU."""
+    task, federation, server = setup.task, setup.federation, setup.experiment.server
+    assert isinstance(task, Linear | SoftmaxRegression)
+    weights = sample_weights(server, federation)
+    best, _ = optimum(task, federation.all(), weights)
+    examples = federation.all()
+    _, lowest = optimum(task, examples)
+    task = replace(task, dtype=torch.float64, device=torch.device("cpu"))
+    features, targets = examples.features.to("cpu", torch.float64), examples.targets.to("cpu")
+    examples, best = replace(examples, features=features, targets=targets), best.to("cpu")
+    values, vectors = torch.linalg.eigh(task.hessian(best, examples, weights.to("cpu")))
+    pooled = task.hessian(best, examples)
+    curvatures = (vectors * (pooled @ vectors)).sum(0)
+    value = max(0.0, task.loss(best, examples) - lowest) if server.weights == "uniform" else 0.0
+    return Valley(best, value, values, vectors, curvatures)
+
+
+def _loss(valley: Valley, variances: Tensor) -> float:
+    """tr(H S) / 2, with the Hessian of the mean over all samples; flat directions cost nothing."""
+    steep = valley.values > FLAT * valley.values[-1]
+    return float((valley.curvatures * variances)[steep].sum()) / 2
+
+
+class Probe:
+    """The method, played around the optimum with the model led by hand."""
+
+    def __init__(self, setup: Setup, valley: Valley) -> None:
+        other = setup.experiment.seed ^ OTHER
+        self.setup = replace(setup, experiment=msgspec.structs.replace(setup.experiment, seed=other))
+        self.valley = valley
+        self.random = torch.Generator().manual_seed(other)
+        self.state = self._settled()
+        rates = [setup.method.alpha * setup.cohort(0).probability, setup.method.beta]
+        self.wait = min(2048, math.ceil(3 / min([rate for rate in rates if rate] or [math.inf])))
+
+    def _settled(self) -> State:
+        """All memories where they rest while the model does: h_i = grad F_i(w*), H = w*."""
+        setup, state = self.setup, initial_state(self.setup)
+        best = self.valley.best.to(state.server.model)
+        state.server = replace(state.server, model=best)
+        if state.server.sent is not None:
+            state.server = replace(state.server, sent=best, held=best)
+        if state.store.memory is not None:
+            shards = [setup.federation.shard(i) for i in range(setup.clients)]
+            batches = [full_batch(shard.features, shard.targets, best.dtype) for shard in shards]
+            rows = torch.cat([setup.task.gradients(best[None], batch)[0] for batch in batches])
+            everybody = Cohort(torch.arange(setup.clients, device=best.device), setup.weights, 1.0)
+            state.server = artemis.remember(state.server, everybody, rows)
+            state.store.put(everybody.clients, Clients(memory=rows))
+        return state
+
+    def variances(self, residuals: Tensor) -> Tensor:
+        """S_aa, float[d]; infinite in flat directions that noise reaches."""
+        values, step = self.valley.values.clamp_min(0), self.setup.step
+        return step * residuals.square().mean(0) / (values * (2 - step * values))
+
+    def residuals(self, drawn: Tensor | None, variances: Tensor | None) -> Tensor:
+        """float[T, d], read off along a path of noise ``drawn`` from a start of these variances; None: at w*."""
+        values, step = self.valley.values, self.setup.step
+        x = torch.zeros_like(values)
+        if variances is not None:
+            # A direction cannot have come further from w* than the experiment's rounds have taken it.
+            reach = 1 - (1 - step * values.clamp_min(0)) ** (2 * self.setup.experiment.rounds)
+            reached = torch.where(values > FLAT * values[-1], variances * reach, torch.zeros_like(values))
+            x = reached.sqrt() * torch.randn(len(x), generator=self.random, dtype=x.dtype)
+        found = []
+        for t in range(self.wait + ROUNDS):
+            residual = self._round(x)
+            if t >= self.wait:
+                found.append(residual)
+            if drawn is not None:
+                x = (1 - step * values) * x - step * drawn[int(torch.randint(len(drawn), (), generator=self.random))]
+        return torch.stack(found)
+
+    def _round(self, x: Tensor) -> Tensor:
+        """What is random in one round's step from w* + x, float[d]."""
+        before = (self.valley.best + self.valley.vectors @ x).to(self.state.server.model)
+        self.state.server = replace(self.state.server, model=before)
+        play(self.setup, self.state)
+        moved = (before - self.state.server.model).to("cpu", torch.float64) / self.setup.step
+        return self.valley.vectors.T @ moved - self.valley.values * x
