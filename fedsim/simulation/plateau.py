@@ -47,7 +47,7 @@ from fedsim.simulation.engine import play
 from fedsim.simulation.setup import Setup
 from fedsim.simulation.state import State, initial_state
 from fedsim.tasks import optimum
-from fedsim.tasks.linear import Linear, SoftmaxRegression
+from fedsim.tasks.linear import Linear, SoftmaxRegression, Squares
 from fedsim.tasks.task import full_batch
 
 LARGEST = 1024
@@ -55,6 +55,9 @@ LARGEST = 1024
 
 ROUNDS, REPEATS, AGREEMENT = 256, 6, 0.1
 """Residuals read off at a time; how often at most; share to which S repeats itself."""
+
+SEPARATED = 1e-9
+"""A logistic loss can fall below this only by growing weights: classes are separated, and the minimum is nowhere."""
 
 OTHER = 1 << 32
 """Turns a seed into another one."""
@@ -81,13 +84,21 @@ class Plateau:
 
 @dataclass(frozen=True, slots=True)
 class Valley:
-    """F near its minimum. best: w*; value: F(w*) - F* of the mean over all samples; curvatures: of that mean."""
+    """F near its minimum. best: w*; lowest: F*, of the mean over all samples; value: F(w*) - F* and curvatures: of that
+    mean, which is not F where clients of unequal size count alike.
+    """
 
     best: Tensor
+    lowest: float
     value: float
     values: Tensor
     vectors: Tensor
     curvatures: Tensor
+
+    @property
+    def steep(self) -> Tensor:
+        """Which directions are not flat, bool[d]."""
+        return self.values > FLAT * self.values[-1]
 
 
 def plateau(setup: Setup) -> Plateau | str:
@@ -98,6 +109,9 @@ def plateau(setup: Setup) -> Plateau | str:
     if task.dim > LARGEST:
         return f"the stationary law is computed up to {LARGEST} coordinates, not for {task.dim}"
     valley = survey(setup)
+    squares = isinstance(task, Linear) and task.loss_of_score is Squares
+    if valley.lowest < SEPARATED and not squares:
+        return "the classes are separated, so that the loss has no minimum (task.l2 > 0)"
     top = float(valley.values[-1])
     if step * top >= 2:
         return f"the step is {step * top / 2:.3g} times 2 / max lambda at the optimum, and no run stays there"
@@ -120,7 +134,7 @@ def plateau(setup: Setup) -> Plateau | str:
             break
     variances = probe.variances(residuals)
     least = step * float(residuals.square().sum(1).mean()) / (2 * top)
-    slowest = max(abs(1 - step * float(v)) for v in valley.values if v > FLAT * top)
+    slowest = float((1 - step * valley.values[valley.steep]).abs().max())
     value = valley.value
     return Plateau(float(variances.sum()), value + excess, value + first, least, gain, 1 - slowest**2)
 
@@ -143,13 +157,12 @@ def survey(setup: Setup) -> Valley:
     pooled = task.hessian(best, examples)
     curvatures = (vectors * (pooled @ vectors)).sum(0)
     value = max(0.0, task.loss(best, examples) - lowest) if server.weights == "uniform" else 0.0
-    return Valley(best, value, values, vectors, curvatures)
+    return Valley(best, lowest, value, values, vectors, curvatures)
 
 
 def _loss(valley: Valley, variances: Tensor) -> float:
     """tr(H S) / 2, with the Hessian of the mean over all samples; flat directions cost nothing."""
-    steep = valley.values > FLAT * valley.values[-1]
-    return float((valley.curvatures * variances)[steep].sum()) / 2
+    return float((valley.curvatures * variances)[valley.steep].sum()) / 2
 
 
 class Probe:
@@ -181,9 +194,10 @@ class Probe:
         return state
 
     def variances(self, residuals: Tensor) -> Tensor:
-        """S_aa, float[d]; infinite in flat directions that noise reaches."""
-        values, step = self.valley.values.clamp_min(0), self.setup.step
-        return step * residuals.square().mean(0) / (values * (2 - step * values))
+        """S_aa, float[d]; infinite in flat directions."""
+        values, step = self.valley.values, self.setup.step
+        settled = step * residuals.square().mean(0) / (values * (2 - step * values))
+        return torch.where(self.valley.steep, settled, torch.full_like(settled, math.inf))
 
     def residuals(self, drawn: Tensor | None, variances: Tensor | None) -> Tensor:
         """float[T, d], read off along a path of noise ``drawn`` from a start of these variances; None: at w*."""
@@ -192,18 +206,18 @@ class Probe:
         if variances is not None:
             # A direction cannot have come further from w* than the experiment's rounds have taken it.
             reach = 1 - (1 - step * values.clamp_min(0)) ** (2 * self.setup.experiment.rounds)
-            reached = torch.where(values > FLAT * values[-1], variances * reach, torch.zeros_like(values))
+            reached = torch.where(self.valley.steep, variances * reach, torch.zeros_like(values))
             x = reached.sqrt() * torch.randn(len(x), generator=self.random, dtype=x.dtype)
         found = []
         for t in range(self.wait + ROUNDS):
-            residual = self._round(x)
+            residual = self.round(x)
             if t >= self.wait:
                 found.append(residual)
             if drawn is not None:
                 x = (1 - step * values) * x - step * drawn[int(torch.randint(len(drawn), (), generator=self.random))]
         return torch.stack(found)
 
-    def _round(self, x: Tensor) -> Tensor:
+    def round(self, x: Tensor) -> Tensor:
         """What is random in one round's step from w* + x, float[d]."""
         before = (self.valley.best + self.valley.vectors @ x).to(self.state.server.model)
         self.state.server = replace(self.state.server, model=before)

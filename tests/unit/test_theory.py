@@ -17,7 +17,7 @@ from fedsim.cli.theory import theory
 from fedsim.errors import ConfigError
 from fedsim.simulation.constants import noise, problem, setting, theory_steps
 from fedsim.simulation.setup import prepare
-from fedsim.simulation.theory import predicted
+from fedsim.simulation.theory import promised
 from fedsim.solvers.order import reshuffle
 from fedsim.tasks import Batch
 from fedsim.tasks.task import full_batch
@@ -212,13 +212,13 @@ def test_the_bound_holds_at_the_largest_admissible_steps(down: str) -> None:
     experiment = nastya(downlink={"compressor": down, **({"bucket": 8} if down == "quantize" else {})})
     setup = prepare(experiment)
     assert setup.step == theory_steps(experiment, setup.federation, setup.task).server
-    said = predicted(setup)
+    said = promised(setup)
     found = noise(experiment, setup.federation, setup.task)
     omega, alpha = experiment.uplink.compressor.omega(setup.task.dim), setup.method.alpha
     distances = squared_distances(experiment, 40)
     start = distances[0] + 8 * omega * setup.step**2 / (alpha * 8) * found.client
     for t, distance in enumerate(distances):
-        assert distance <= (1 - said.rate) ** t * start + said.floor
+        assert distance <= (1 - said.rate) ** t * start + said.bound
 
 
 def bidirectional(rate: float | str = "auto", seed: int = 0) -> fedsim.Experiment:
@@ -282,9 +282,9 @@ def test_the_lyapunov_function_of_a_bidirectional_run_stays_below_its_bound() ->
             distance = (state.server.model - best).square().sum()
             psi.append(float(distance + weight * (memories - at_best).square().sum()))
             play(setup, state)
-        said = predicted(setup)
+        said = promised(setup)
         values += np.array(psi) / len(seeds)
-        bounds += ((1 - said.rate) ** np.arange(rounds) * psi[0] + said.floor) / len(seeds)
+        bounds += ((1 - said.rate) ** np.arange(rounds) * psi[0] + said.bound) / len(seeds)
     marks = range(0, rounds, 300)
     print("Psi / bound", {t: f"{values[t]:.2e} / {bounds[t]:.2e}" for t in [*marks, rounds - 1]})
     assert (values <= bounds).all()
@@ -337,6 +337,6 @@ def test_setting_of_full_gradients() -> None:
     setup = prepare(experiment)
     assert setting(experiment, setup.federation, setup.task).epoch_of_reshuffling
     assert problem(experiment, setup.federation, setup.task).batches == 1
-    said = predicted(setup)
-    assert said.floor == 0
+    said = promised(setup)
+    assert said.bound == 0
     assert math.isfinite(said.rate)
