@@ -30,10 +30,16 @@ WHOLE = (FRESH, "reshuffle", "shuffle-once", "incremental", "synchronised")
 
 @dataclass(frozen=True, slots=True)
 class Noise(facts.Noise):
-    """And where it is. value: F(w*) of the method's own objective; optimum: w*, float64[d]."""
+    """And where it is. optimum: w*, float64[d]; value: F(w*), of the method's own objective.
 
-    value: float
+    lowest: F*, the smallest mean loss over all samples; offset: how far that mean is above it at w*, 0 unless clients
+    of unequal size count alike.
+    """
+
     optimum: Tensor
+    value: float
+    lowest: float
+    offset: float
 
 
 def setting(experiment: Experiment, federation: Federation, task: Task) -> Setting:
@@ -166,7 +172,7 @@ def noise(experiment: Experiment, federation: Federation, task: Task) -> Noise:
     every step whole. sigma^2 is the mean over the steps of a pass and clients.
     """
     weights = client_weights(experiment.server, federation.sizes).tolist()
-    point, value = optimum(task, federation.all(), sample_weights(experiment.server, federation))
+    point, value, lowest, offset = rest(experiment.server, federation, task)
     model = point.to(federation.features.dtype)[None]
     client_noise, batch_noise = 0.0, 0.0
     for i, weight in enumerate(weights):
@@ -187,7 +193,17 @@ def noise(experiment: Experiment, federation: Federation, task: Task) -> Noise:
                     a = steps * size / n
                     found = a**2 * variance * _spread(n, size) + (a - 1) ** 2 * float(data.square().sum())
                     batch_noise += found * times / steps * weight
-    return Noise(client_noise, batch_noise, value, point)
+    return Noise(client_noise, batch_noise, point, value, lowest, offset)
+
+
+def rest(server: ServerOptions, federation: Federation, task: Task) -> tuple[Tensor, float, float, float]:
+    """Where the method's objective is smallest: the last four fields of ``Noise``."""
+    everything, sizes = federation.all(), federation.sizes
+    point, value = optimum(task, everything, sample_weights(server, federation))
+    if server.weights == "pooled" or bool((sizes == sizes[0]).all()):
+        return point, value, value, 0.0
+    _, lowest = optimum(task, everything)
+    return point, value, lowest, max(0.0, task.loss(point.to(everything.features.dtype), everything) - lowest)
 
 
 def _nothing(shard: Examples) -> Batch:

@@ -42,11 +42,10 @@ from torch import Tensor
 from fedsim.algorithms import artemis
 from fedsim.algorithms.artemis import Clients, Cohort
 from fedsim.errors import DivergedError
-from fedsim.simulation.constants import sample_weights
+from fedsim.simulation.constants import rest, sample_weights
 from fedsim.simulation.engine import play
 from fedsim.simulation.setup import Setup
 from fedsim.simulation.state import State, initial_state
-from fedsim.tasks import optimum
 from fedsim.tasks.linear import Linear, SoftmaxRegression, Squares
 from fedsim.tasks.task import full_batch
 
@@ -84,13 +83,13 @@ class Plateau:
 
 @dataclass(frozen=True, slots=True)
 class Valley:
-    """F near its minimum. best: w*; lowest: F*, of the mean over all samples; value: F(w*) - F* and curvatures: of that
-    mean, which is not F where clients of unequal size count alike.
+    """F near its minimum. best: w*; lowest: F* of the mean over all samples; offset: F(w*) - F*, and curvatures, of
+    that mean, which is not F where clients of unequal size count alike.
     """
 
     best: Tensor
     lowest: float
-    value: float
+    offset: float
     values: Tensor
     vectors: Tensor
     curvatures: Tensor
@@ -135,8 +134,7 @@ def plateau(setup: Setup) -> Plateau | str:
     variances = probe.variances(residuals)
     least = step * float(residuals.square().sum(1).mean()) / (2 * top)
     slowest = float((1 - step * valley.values[valley.steep]).abs().max())
-    value = valley.value
-    return Plateau(float(variances.sum()), value + excess, value + first, least, gain, 1 - slowest**2)
+    return Plateau(float(variances.sum()), valley.offset + excess, valley.offset + first, least, gain, 1 - slowest**2)
 
 
 _RUNS_AWAY = "noise grows from round to round around the optimum: there is no stationary law at this step"
@@ -146,18 +144,14 @@ def survey(setup: Setup) -> Valley:
     """The minimum of the method's objective and the Hessian there, in float64 on the CPU."""
     task, federation, server = setup.task, setup.federation, setup.experiment.server
     assert isinstance(task, Linear | SoftmaxRegression)
-    weights = sample_weights(server, federation)
-    best, _ = optimum(task, federation.all(), weights)
-    examples = federation.all()
-    _, lowest = optimum(task, examples)
-    task = replace(task, dtype=torch.float64, device=torch.device("cpu"))
+    best, _, lowest, offset = rest(server, federation, task)
+    task, best = replace(task, dtype=torch.float64, device=torch.device("cpu")), best.to("cpu")
+    examples, weights = federation.all(), sample_weights(server, federation).to("cpu")
     features, targets = examples.features.to("cpu", torch.float64), examples.targets.to("cpu")
-    examples, best = replace(examples, features=features, targets=targets), best.to("cpu")
-    values, vectors = torch.linalg.eigh(task.hessian(best, examples, weights.to("cpu")))
-    pooled = task.hessian(best, examples)
-    curvatures = (vectors * (pooled @ vectors)).sum(0)
-    value = max(0.0, task.loss(best, examples) - lowest) if server.weights == "uniform" else 0.0
-    return Valley(best, lowest, value, values, vectors, curvatures)
+    examples = replace(examples, features=features.flatten(1), targets=targets)
+    values, vectors = torch.linalg.eigh(task.hessian(best, examples, weights))
+    curvatures = (vectors * (task.hessian(best, examples) @ vectors)).sum(0)
+    return Valley(best, lowest, offset, values, vectors, curvatures)
 
 
 def _loss(valley: Valley, variances: Tensor) -> float:

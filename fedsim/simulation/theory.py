@@ -13,7 +13,6 @@ from fedsim.experiment import Experiment
 from fedsim.simulation.constants import noise, problem, setting
 from fedsim.simulation.plateau import Plateau, plateau
 from fedsim.simulation.setup import Setup, prepare
-from fedsim.tasks import optimum
 
 ROUGH = 0.5
 """From this gain on most of the noise comes from gradients away from the optimum, with tails that 256 rounds miss."""
@@ -69,12 +68,10 @@ def predict(experiment: Experiment) -> Prediction:
 def predicted(setup: Setup) -> Prediction:
     """As ``predict``, of a prepared experiment."""
     said = promised(setup)
-    covered = bool(said.theorem) or said.reasons == [REASONS["convex"]]
-    lawful = covered and said.optimum is not None and said.floor_loss is None
-    where = setting(setup.experiment, setup.federation, setup.task) if lawful else None
-    if where is None or theorem_of(where, setup.method) not in (ARTEMIS, PRESERVED):
+    if said.optimum is None or said.bound == 0 or not (said.theorem or said.reasons == [REASONS["convex"]]):
         return said
-    return _levelled(said, plateau(setup))
+    theorem = theorem_of(setting(setup.experiment, setup.federation, setup.task), setup.method)
+    return _levelled(said, plateau(setup)) if theorem in (ARTEMIS, PRESERVED) else said
 
 
 def promised(setup: Setup) -> Prediction:
@@ -83,32 +80,33 @@ def promised(setup: Setup) -> Prediction:
     try:
         refuse_absent(federation)
         constants, found = problem(experiment, federation, task), noise(experiment, federation, task)
-        _, lowest = optimum(task, federation.all())
     except ConfigError as error:
         return Prediction("", "", False, [str(error)], None, None, None, None, None, setup.step)
     where = setting(experiment, federation, task)
     theorem = theorem_of(where, setup.method)
     reasons = theorem.reasons(where, setup.method)
-    blank = Prediction("", "", False, reasons, None, None, None, lowest, None, setup.step)
+    blank = Prediction("", "", False, reasons, None, None, None, found.lowest, None, setup.step)
     if reasons:
         return blank
     steps = theorem.admissible(constants, setup.method)
     said = theorem.promise(constants, setup.method, setup.step, setup.plan.step, found)
-    return _promised(blank, setup, steps, said, constants.batches)
+    return _promised(blank, beyond(setup, steps, constants.batches), steps, said, found.offset)
 
 
-def _promised(blank: Prediction, setup: Setup, steps: Steps, said: Promise, batches: int) -> Prediction:
-    """With what the theorem admits and promises. Without noise at the optimum there is no floor at all."""
-    excess = beyond(setup, steps, batches)
+def _promised(blank: Prediction, reasons: list[str], steps: Steps, said: Promise, offset: float) -> Prediction:
+    """With what the theorem admits and promises. Without noise at the optimum a run that converges has no floor."""
+    covered, still = not reasons, said.floor == 0
+    if still and not covered:
+        reasons = [*reasons, "no noise is left at the optimum: there is no floor if the run converges"]
     return replace(
         blank,
         theorem=steps.theorem,
         source=steps.source,
-        covered=not excess,
-        reasons=excess,
+        covered=covered,
+        reasons=reasons,
         rate=said.rate,
-        floor_distance=0.0 if said.floor == 0 else None,
-        floor_loss=0.0 if said.floor == 0 else None,
+        floor_distance=0.0 if covered and still else None,
+        floor_loss=offset if covered and still else None,
         admissible=steps.server,
         local=steps.local,
         alpha=steps.alpha,

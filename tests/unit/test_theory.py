@@ -309,8 +309,13 @@ def test_the_command_prints_what_covers_the_default_of_diana(capsys: pytest.Capt
     printed = capsys.readouterr().out
     assert "covered by Theorem 2.4 (DIANA-NASTYA); Sadiev et al., NeurIPS 2024" in printed
     assert "in use: 1 times" in printed
-    theory(None, ["data.source=breast-cancer", "server.step=0.1", "task.l2=0.1", "algorithm=bi-qsgd"])
+    theory(None, ["data.source=breast-cancer", "server.step=0.1", "task.l2=0.1", "algorithm=artemis-rr"])
     assert "no theorem covers this experiment: clients weigh differently" in capsys.readouterr().out
+    theory(None, ["data.source=breast-cancer", "server.step=0.1", "task.l2=0.1", "algorithm=bi-qsgd"])
+    printed = capsys.readouterr().out
+    assert "would be covered by Theorem 1 (Artemis); Philippenko & Dieuleveut, arXiv 2006.14591" in printed
+    assert "the server's step is 21.3 times" in printed
+    assert "stationary law (derived, no bound)" in printed
     theory(
         None,
         ["data.source=breast-cancer", "server.step=100.0", "task.l2=0.1", "server.weights=uniform", "algorithm=sgd"],
