@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import fedsim
+from fedsim.algorithms.theory import Noise, Problem
 
 HALF = {"participation": {"scheme": "bernoulli", "p": 0.5}}
 FULL = {"local": {"batch": 0}}
@@ -32,3 +33,25 @@ def small(algorithm: str, step: float | str = "theory", seed: int = 0, **tables:
             "server": {"step": step} | tables.get("server", {}),
         }
     )
+
+
+PROBLEM = Problem(
+    clients=4,
+    share=0.25,
+    probability=1.0,
+    sampling=1.0,
+    up=3.0,
+    down=0.5,
+    up_delta=0.19,
+    down_delta=0.5,
+    smoothness=1.0,
+    client_smoothness=1.25,
+    largest_smoothness=1.5,
+    batch_smoothness=1.75,
+    sample_smoothness=2.0,
+    convexity=0.1,
+    client_convexity=0.1,
+    batches=1,
+    full_gradient=False,
+)
+NOISE = Noise(client=0.3, batch=0.7)

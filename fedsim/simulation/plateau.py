@@ -33,6 +33,7 @@ the gap between constant step size SGD and Markov chains", Annals of Statistics 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -55,6 +56,9 @@ LARGEST = 1024
 ROUNDS, REPEATS, AGREEMENT = 256, 6, 0.1
 """Residuals read off at a time; how often at most; share to which S repeats itself."""
 
+POINTS = 64
+"""Rounds of a course, at most, closer together at the beginning."""
+
 SEPARATED = 1e-9
 """A logistic loss can fall below this only by growing weights: classes are separated, and the minimum is nowhere."""
 
@@ -70,7 +74,7 @@ class Plateau:
     """distance: E||w - w*||^2, infinite where F is flat; loss: E F(w) - F*; first: the same to first order in gamma.
 
     least: gamma tr Sigma / (2 max lambda). gain: see the top of this file. rate: by which F - F* falls in a round along
-    the slowest direction.
+    the slowest direction. course: (k, expected F - F* after k rounds).
     """
 
     distance: float
@@ -79,6 +83,7 @@ class Plateau:
     least: float
     gain: float
     rate: float
+    course: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +105,11 @@ class Valley:
         return self.values > FLAT * self.values[-1]
 
 
-def plateau(setup: Setup) -> Plateau | str:
-    """Of a method whose compressors are unbiased and whose rounds are one gradient; or why there is none."""
+def plateau(setup: Setup, still: bool = False) -> Plateau | str:
+    """Of a method whose compressors are unbiased and whose rounds are one gradient; or why there is none.
+
+    still: there is no noise at the optimum, as a theorem says, and the step is one that it admits.
+    """
     task, step = setup.task, setup.step
     if not isinstance(task, Linear | SoftmaxRegression):
         return "the stationary law is computed for convex tasks (least-squares, logistic, softmax)"
@@ -114,16 +122,18 @@ def plateau(setup: Setup) -> Plateau | str:
     top = float(valley.values[-1])
     if step * top >= 2:
         return f"the step is {step * top / 2:.3g} times 2 / max lambda at the optimum, and no run stays there"
+    if still:
+        return _plateau(setup, valley, torch.zeros((1, task.dim), dtype=torch.float64), 0.0, 0.0)
     probe = Probe(setup, valley)
     residuals = probe.residuals(None, None)
-    first = _loss(valley, probe.variances(residuals))
+    first = _loss(valley, variances_of(setup, valley, residuals))
     excess, gain = first, 0.0
     for _ in range(REPEATS if first else 0):
         try:
-            path = probe.residuals(residuals, probe.variances(residuals))
+            path = probe.residuals(residuals, variances_of(setup, valley, residuals))
         except DivergedError:
             return _RUNS_AWAY
-        found = _loss(valley, probe.variances(path))
+        found = _loss(valley, variances_of(setup, valley, path))
         gain = max(0.0, (found - first) / excess)
         if gain >= 1:
             return _RUNS_AWAY
@@ -131,13 +141,39 @@ def plateau(setup: Setup) -> Plateau | str:
         residuals = path * math.sqrt(excess / found)
         if abs(excess - last) <= AGREEMENT * excess:
             break
-    variances = probe.variances(residuals)
-    least = step * float(residuals.square().sum(1).mean()) / (2 * top)
-    slowest = float((1 - step * valley.values[valley.steep]).abs().max())
-    return Plateau(float(variances.sum()), valley.offset + excess, valley.offset + first, least, gain, 1 - slowest**2)
+    return _plateau(setup, valley, residuals, first, gain)
 
 
 _RUNS_AWAY = "noise grows from round to round around the optimum: there is no stationary law at this step"
+
+
+def _plateau(setup: Setup, valley: Valley, residuals: Tensor, first: float, gain: float) -> Plateau:
+    """Of these residuals, float[T, d]."""
+    variances, step = variances_of(setup, valley, residuals), setup.step
+    slowest = float((1 - step * valley.values[valley.steep]).abs().max())
+    return Plateau(
+        distance=float(variances.sum()),
+        loss=valley.offset + _loss(valley, variances),
+        first=valley.offset + first,
+        least=step * float(residuals.square().sum(1).mean()) / (2 * float(valley.values[-1])),
+        gain=gain,
+        rate=1 - slowest**2,
+        course=tuple(course(setup, valley, variances)),
+    )
+
+
+def course(setup: Setup, valley: Valley, variances: Tensor) -> Iterator[tuple[int, float]]:
+    """(k, expected F - F* after k rounds) in the quadratic that touches F at w*. variances: S_aa, float[d].
+
+    From x_0, direction a has E x_a^2 = (1 - gamma lambda_a)^2k x_0a^2 + (1 - (1 - gamma lambda_a)^2k) S_aa after k
+    rounds; what memories and downlinks do until they have settled is left out.
+    """
+    start = setup.task.initial(setup.experiment.seed).to("cpu", torch.float64) - valley.best
+    squares = (valley.vectors.T @ start).square()[valley.steep]
+    keeps, settled = (1 - setup.step * valley.values[valley.steep]).square(), variances[valley.steep]
+    curvatures, last = valley.curvatures[valley.steep] / 2, setup.experiment.rounds
+    for k in sorted({round(last ** (i / POINTS)) for i in range(POINTS + 1)} | {0}):
+        yield k, float(curvatures @ (keeps**k * squares + (1 - keeps**k) * settled)) + valley.offset
 
 
 def survey(setup: Setup) -> Valley:
@@ -152,6 +188,13 @@ def survey(setup: Setup) -> Valley:
     values, vectors = torch.linalg.eigh(task.hessian(best, examples, weights))
     curvatures = (vectors * (task.hessian(best, examples) @ vectors)).sum(0)
     return Valley(best, lowest, offset, values, vectors, curvatures)
+
+
+def variances_of(setup: Setup, valley: Valley, residuals: Tensor) -> Tensor:
+    """S_aa, float[d], of residuals float[T, d]; infinite in flat directions."""
+    values, step = valley.values, setup.step
+    settled = step * residuals.square().mean(0) / (values * (2 - step * values))
+    return torch.where(valley.steep, settled, torch.full_like(settled, math.inf))
 
 
 def _loss(valley: Valley, variances: Tensor) -> float:
@@ -186,12 +229,6 @@ class Probe:
             state.server = artemis.remember(state.server, everybody, rows)
             state.store.put(everybody.clients, Clients(memory=rows))
         return state
-
-    def variances(self, residuals: Tensor) -> Tensor:
-        """S_aa, float[d]; infinite in flat directions."""
-        values, step = self.valley.values, self.setup.step
-        settled = step * residuals.square().mean(0) / (values * (2 - step * values))
-        return torch.where(self.valley.steep, settled, torch.full_like(settled, math.inf))
 
     def residuals(self, drawn: Tensor | None, variances: Tensor | None) -> Tensor:
         """float[T, d], read off along a path of noise ``drawn`` from a start of these variances; None: at w*."""

@@ -30,8 +30,8 @@ class Prediction:
     admits; step: the one in use. local, alpha: the theorem's largest step of a client, and memory rate.
     bound: the theorem's floor, of ``measure``. first: floor_loss to first order in the step. least: E||w - w*||^2 is at
     least this. gain: share of the noise that comes from gradients away from the optimum.
-
-    The expected course of F is about F* + (1 - rate)^k (F(w_0) - F*) + floor_loss.
+    course: (k, expected F after k rounds), in the quadratic that touches F at the optimum; a theorem's own rate would
+    give F* + (1 - rate)^k (F(w_0) - F*) + floor_loss, which is far above it where the problem is ill-conditioned.
     """
 
     theorem: str
@@ -51,6 +51,7 @@ class Prediction:
     first: float | None = None
     least: float | None = None
     gain: float | None = None
+    course: tuple[tuple[int, float], ...] = ()
 
 
 def predict(experiment: Experiment) -> Prediction:
@@ -68,10 +69,12 @@ def predict(experiment: Experiment) -> Prediction:
 def predicted(setup: Setup) -> Prediction:
     """As ``predict``, of a prepared experiment."""
     said = promised(setup)
-    if said.optimum is None or said.bound == 0 or not (said.theorem or said.reasons == [REASONS["convex"]]):
+    still = said.bound == 0
+    usable = bool(said.theorem) or said.reasons == [REASONS["convex"]]
+    if said.optimum is None or not usable or (still and not said.covered):
         return said
     theorem = theorem_of(setting(setup.experiment, setup.federation, setup.task), setup.method)
-    return _levelled(said, plateau(setup)) if theorem in (ARTEMIS, PRESERVED) else said
+    return _levelled(said, said.optimum, plateau(setup, still)) if theorem in (ARTEMIS, PRESERVED) else said
 
 
 def promised(setup: Setup) -> Prediction:
@@ -115,7 +118,7 @@ def _promised(blank: Prediction, reasons: list[str], steps: Steps, said: Promise
     )
 
 
-def _levelled(blank: Prediction, level: Plateau | str) -> Prediction:
+def _levelled(blank: Prediction, optimum: float, level: Plateau | str) -> Prediction:
     """With the stationary law, or why there is none."""
     if isinstance(level, str):
         return replace(blank, reasons=[*blank.reasons, level])
@@ -129,6 +132,7 @@ def _levelled(blank: Prediction, level: Plateau | str) -> Prediction:
         first=level.first,
         least=level.least,
         gain=level.gain,
+        course=tuple((k, optimum + excess) for k, excess in level.course),
     )
 
 

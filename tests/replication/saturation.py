@@ -3,11 +3,11 @@
 The measured level is the mean of F - F* over the second half of a run, one seed; the prediction comes from the Hessian
 and the noise at the optimum, and from other random numbers. Claim: within a factor of 2 of each other in every row.
 
-    linear    least squares, 20 clients of 200 points, label noise of variance 1 and shifts none, d = 20, batches of 4
+    linear    least squares, 20 clients of 200 points, label noise of variance 1, d = 20, batches of 4
     plane     logistic regression in the plane, 20 clients whose optima differ, l2 = 0.05, batches of 4
     a9a       logistic regression, 20 published clusters, l2 = 0.01, d = 124, batches of 128
     full      a9a with full gradients: what is left is heterogeneity, so memories leave nothing (PP1 leaves absences)
-    sgd, qsgd, diana, artemis   all clients in every round, s = 1
+    sgd, qsgd, diana, artemis, mcm, rand-mcm   all clients in every round, s = 1
     PP1, PP2  artemis, each client with probability 1/2, every memory at the server or only their mean
 """
 
@@ -113,10 +113,10 @@ def row(problem: str, name: str, step: str, experiment: Experiment) -> Row:
 def rows(folder: Path, problems: Sequence[str] = ("linear", "plane", "a9a", "full")) -> Iterator[Row]:
     """Every problem, step and method."""
     makers: dict[str, tuple[Callable[[str, str, int], Experiment], tuple[tuple[str, int], ...], tuple[str, ...]]] = {
-        "linear": (linear, (("1/(2L)", 1500), ("1/(8L)", 4000)), METHODS),
+        "linear": (linear, (("1/(2L)", 1500), ("1/(8L)", 4000)), (*METHODS, "mcm", "rand-mcm")),
         "plane": (plane, (("1/(2L)", 1500), ("1/(8L)", 6000)), METHODS),
         "a9a": (a9a(folder, 128), (("1/L", 4000), ("1/(2L)", 8000)), METHODS),
-        "full": (a9a(folder, 0), (("1/L", 4000), ("1/(2L)", 8000)), ("qsgd", "PP1")),
+        "full": (a9a(folder, 0), (("1/L", 3000),), ("qsgd", "PP1")),
     }
     for problem in problems:
         make, steps, methods = makers[problem]

@@ -11,8 +11,10 @@ import torch
 
 import fedsim
 from fedsim.simulation.constants import noise
+from fedsim.simulation.engine import play
 from fedsim.simulation.plateau import Plateau, Probe, plateau, survey
 from fedsim.simulation.setup import Setup, prepare
+from fedsim.simulation.state import initial_state
 from fedsim.simulation.theory import predict, predicted
 from tests.replication.saturation import measured
 from tests.theory_problem import FULL, HALF, small
@@ -32,7 +34,7 @@ def first_order(setup: Setup, covariance: np.ndarray[Any, Any]) -> tuple[float, 
     valley = survey(setup)
     values, vectors = valley.values.numpy(), valley.vectors.numpy()
     spread = np.einsum("ja,jk,ka->a", vectors, covariance, vectors)
-    weights = setup.step / (2 * (2 - setup.step * values))
+    weights = setup.step / (2 * (2 - setup.step * values))  # curvature times S_aa over Sigma_aa, halved
     exact = float(weights @ spread)
     samples = Probe(setup, valley).residuals(None, None).square().numpy() @ weights
     return exact, float((samples.mean() - exact) / (samples.std() / len(samples) ** 0.5))
@@ -113,6 +115,28 @@ def test_a_prediction_has_all_that_theory_says() -> None:
     assert said.admissible == pytest.approx(said.step)
     assert 0 < said.least <= said.floor_distance <= said.bound
     assert said.first == pytest.approx(said.floor_loss, rel=0.3)
+
+
+def test_the_course_of_gradient_descent_is_exact() -> None:
+    """Least squares without noise: each direction falls by (1 - gamma lambda)^2; messages are rounded to float32."""
+    setup = prepare(small("sgd", **FULL))
+    said = predicted(setup)
+    assert (said.covered, said.floor_loss, said.floor_distance) == (True, 0.0, 0.0)
+    assert said.course[-1][0] == 2000
+    expected, state = dict(said.course), initial_state(setup)
+    for k in range(60):
+        if k in expected:
+            found = setup.task.loss(state.server.model, setup.federation.all())
+            assert found == pytest.approx(expected[k], rel=1e-6)
+        play(setup, state)
+
+
+def test_a_course_ends_at_the_floor() -> None:
+    said = predicted(prepare(small("artemis", 0.02)))
+    assert said.optimum is not None
+    assert said.floor_loss is not None
+    assert said.course[-1][1] == pytest.approx(said.optimum + said.floor_loss)
+    assert said.course[0][1] > said.optimum + said.floor_loss
 
 
 def test_clients_that_count_alike_rest_above_the_smallest_mean_loss() -> None:

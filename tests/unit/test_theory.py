@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 
 import fedsim
 from fedsim.algorithms.method import Downlink, Method, ServerOptions, Uplink
-from fedsim.algorithms.theory import Noise, Problem
 from fedsim.algorithms.theory.nastya import admissible, promise
 from fedsim.cli.theory import theory
 from fedsim.errors import ConfigError
@@ -21,27 +21,9 @@ from fedsim.simulation.theory import promised
 from fedsim.solvers.order import reshuffle
 from fedsim.tasks import Batch
 from fedsim.tasks.task import full_batch
+from tests.theory_problem import NOISE, PROBLEM
 
-PROBLEM = Problem(
-    clients=4,
-    share=0.25,
-    probability=1.0,
-    sampling=1.0,
-    up=3.0,
-    down=0.5,
-    up_delta=0.25,
-    down_delta=0.5,
-    smoothness=1.0,
-    client_smoothness=1.25,
-    largest_smoothness=1.5,
-    batch_smoothness=1.75,
-    sample_smoothness=2.0,
-    convexity=0.1,
-    client_convexity=0.1,
-    batches=5,
-    full_gradient=False,
-)
-NOISE = Noise(client=0.3, batch=0.7)
+EPOCHS = replace(PROBLEM, batches=5)
 
 
 def method(memory: bool, rate: float | str = "auto", **server: object) -> Method:
@@ -74,20 +56,20 @@ def nastya(**changes: object) -> fedsim.Experiment:
 
 
 def test_the_steps_are_those_of_the_theorems() -> None:
-    with_memory = admissible(PROBLEM, method(True, 0.125))
+    with_memory = admissible(EPOCHS, method(True, 0.125))
     assert with_memory.server == 1 / (16 * 2 * (1 + 9 * 3 / 4) * 1.5)
     assert with_memory.local == 1 / (16 * 5 * 2)
     assert with_memory.alpha == 1 / 4
     assert "extended to a compressed downlink" in with_memory.theorem
-    assert admissible(PROBLEM, method(True, 1e-6)).server == 1e-6 / (2 * 0.1)
-    without = admissible(PROBLEM, method(False))
+    assert admissible(EPOCHS, method(True, 1e-6)).server == 1e-6 / (2 * 0.1)
+    without = admissible(EPOCHS, method(False))
     assert (without.server, without.local, without.alpha) == (1 / (16 * 2 * (1 + 3 / 4)), 1 / (5 * 5 * 2), 0.0)
 
 
 def test_the_promise_is_that_of_the_theorems() -> None:
     drift = 4.5 * 0.01**2 * 5 * 2 / 0.1 * (6 * 0.3 + 0.7)
-    assert promise(PROBLEM, method(True), 0.2, 0.01, NOISE).floor == pytest.approx(drift, rel=1e-12)
-    noisy = promise(PROBLEM, method(False), 0.2, 0.01, NOISE)
+    assert promise(EPOCHS, method(True), 0.2, 0.01, NOISE).floor == pytest.approx(drift, rel=1e-12)
+    noisy = promise(EPOCHS, method(False), 0.2, 0.01, NOISE)
     assert noisy.rate == 0.2 * 0.1 / 2
     assert noisy.floor == pytest.approx(drift + 8 * 0.2 * 3 * 0.3 / (0.1 * 4), rel=1e-12)
 

@@ -12,7 +12,7 @@ import torch
 
 import fedsim
 from fedsim.algorithms.method import Downlink, Method, ServerOptions, Uplink
-from fedsim.algorithms.theory import Noise, Problem
+from fedsim.algorithms.theory import Problem
 from fedsim.algorithms.theory.artemis import ARTEMIS
 from fedsim.algorithms.theory.changes import DASHA, EF21, MARINA
 from fedsim.algorithms.theory.preserved import PRESERVED
@@ -23,29 +23,9 @@ from fedsim.simulation.engine import play
 from fedsim.simulation.setup import Setup, prepare
 from fedsim.simulation.state import initial_state
 from fedsim.simulation.theory import predicted, promised
-from tests.theory_problem import FULL, HALF, small
+from tests.theory_problem import FULL, HALF, NOISE, PROBLEM, small
 
-PROBLEM = Problem(
-    clients=4,
-    share=0.25,
-    probability=1.0,
-    sampling=1.0,
-    up=3.0,
-    down=0.5,
-    up_delta=0.19,
-    down_delta=0.5,
-    smoothness=1.0,
-    client_smoothness=1.25,
-    largest_smoothness=1.5,
-    batch_smoothness=1.75,
-    sample_smoothness=2.0,
-    convexity=0.1,
-    client_convexity=0.1,
-    batches=1,
-    full_gradient=False,
-)
 HALVED = replace(PROBLEM, probability=0.5, sampling=2.0)
-NOISE = Noise(client=0.3, batch=0.7)
 
 
 def method(memory: bool = True, rate: float | str = "auto", pp: str = "pp2", **down: Any) -> Method:
