@@ -42,7 +42,9 @@ from torch import Tensor
 
 from fedsim.algorithms import artemis
 from fedsim.algorithms.artemis import Clients, Cohort
+from fedsim.algorithms.downlink import hear
 from fedsim.errors import DivergedError
+from fedsim.randomness import Purpose, only
 from fedsim.simulation.constants import rest, sample_weights
 from fedsim.simulation.engine import play
 from fedsim.simulation.setup import Setup
@@ -64,6 +66,9 @@ SEPARATED = 1e-9
 
 OTHER = 1 << 32
 """Turns a seed into another one."""
+
+NUDGE, NUDGES = 1e-3, 3
+"""Excess at which noise is put, beside that of the start; and how often."""
 
 FLAT = 1e-9
 """Eigenvalues below this share of the largest count as zero."""
@@ -108,7 +113,7 @@ class Valley:
 def plateau(setup: Setup, still: bool = False) -> Plateau | str:
     """Of a method whose compressors are unbiased and whose rounds are one gradient; or why there is none.
 
-    still: there is no noise at the optimum, as a theorem says, and the step is one that it admits.
+    still: there is no noise at the optimum, as a theorem says: no floor, unless noise grows from round to round.
     """
     task, step = setup.task, setup.step
     if not isinstance(task, Linear | SoftmaxRegression):
@@ -122,9 +127,11 @@ def plateau(setup: Setup, still: bool = False) -> Plateau | str:
     top = float(valley.values[-1])
     if step * top >= 2:
         return f"the step is {step * top / 2:.3g} times 2 / max lambda at the optimum, and no run stays there"
-    if still:
-        return _plateau(setup, valley, torch.zeros((1, task.dim), dtype=torch.float64), 0.0, 0.0)
     probe = Probe(setup, valley)
+    if still:
+        gain = _nudged(probe)
+        none = torch.zeros((1, task.dim), dtype=torch.float64)
+        return _plateau(setup, valley, none, 0.0, gain) if gain < 1 else _RUNS_AWAY
     residuals = probe.residuals(None, None)
     first = _loss(valley, variances_of(setup, valley, residuals))
     excess, gain = first, 0.0
@@ -144,7 +151,27 @@ def plateau(setup: Setup, still: bool = False) -> Plateau | str:
     return _plateau(setup, valley, residuals, first, gain)
 
 
-_RUNS_AWAY = "noise grows from round to round around the optimum: there is no stationary law at this step"
+_RUNS_AWAY = (
+    "in the mean square, noise grows from round to round around the optimum: there is no stationary law at this step"
+)
+
+
+def _nudged(probe: Probe) -> float:
+    """The gain where there is no noise at the optimum: of some that is put there, after it has fed itself a while."""
+    setup, valley = probe.setup, probe.valley
+    residuals = torch.randn((ROUNDS, setup.task.dim), generator=probe.random, dtype=torch.float64)
+    (_, start), *_ = course(setup, valley, torch.zeros(setup.task.dim, dtype=torch.float64))
+    gain = 0.0
+    for _ in range(NUDGES):
+        residuals *= math.sqrt(NUDGE * start / _loss(valley, variances_of(setup, valley, residuals)))
+        try:
+            residuals = probe.residuals(residuals, variances_of(setup, valley, residuals))
+        except DivergedError:
+            return math.inf
+        gain = _loss(valley, variances_of(setup, valley, residuals)) / (NUDGE * start)
+        if gain < NUDGE or gain >= 1:
+            break
+    return gain
 
 
 def _plateau(setup: Setup, valley: Valley, residuals: Tensor, first: float, gain: float) -> Plateau:
@@ -211,6 +238,7 @@ class Probe:
         self.valley = valley
         self.random = torch.Generator().manual_seed(other)
         self.state = self._settled()
+        self.sent: Tensor | None = None
         rates = [setup.method.alpha * setup.cohort(0).probability, setup.method.beta]
         self.wait = min(2048, math.ceil(3 / min([rate for rate in rates if rate] or [math.inf])))
 
@@ -250,8 +278,17 @@ class Probe:
 
     def round(self, x: Tensor) -> Tensor:
         """What is random in one round's step from w* + x, float[d]."""
-        before = (self.valley.best + self.valley.vectors @ x).to(self.state.server.model)
-        self.state.server = replace(self.state.server, model=before)
+        server = self.state.server
+        before = (self.valley.best + self.valley.vectors @ x).to(server.model)
+        if server.sent is not None and self.sent is not None:
+            # The last message was made of the model that the method stepped to: here is that of the one led to.
+            down, noise = self.setup.method.down, self.setup.stream(Purpose.DOWNLINK, server.round)
+            payload = down.compress((before - self.sent)[None], noise, only().to(before.device))
+            decoded = down.decompress(payload, before.dtype)[0]
+            held, sent = hear(self.setup.method, server.view, self.sent, decoded, self.setup.step)
+            server = replace(server, held=held, sent=sent)
+        self.sent = server.sent
+        self.state.server = replace(server, model=before)
         play(self.setup, self.state)
         moved = (before - self.state.server.model).to("cpu", torch.float64) / self.setup.step
         return self.valley.vectors.T @ moved - self.valley.values * x

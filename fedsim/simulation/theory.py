@@ -14,6 +14,8 @@ from fedsim.simulation.constants import noise, problem, setting
 from fedsim.simulation.plateau import Plateau, plateau
 from fedsim.simulation.setup import Setup, prepare
 
+NO_NOISE = "no noise is left at the optimum: there is no floor if the run converges"
+
 ROUGH = 0.5
 """From this gain on most of the noise comes from gradients away from the optimum, with tails that 256 rounds miss."""
 
@@ -69,12 +71,12 @@ def predict(experiment: Experiment) -> Prediction:
 def predicted(setup: Setup) -> Prediction:
     """As ``predict``, of a prepared experiment."""
     said = promised(setup)
-    still = said.bound == 0
-    usable = bool(said.theorem) or said.reasons == [REASONS["convex"]]
-    if said.optimum is None or not usable or (still and not said.covered):
+    if said.optimum is None or not (said.theorem or said.reasons == [REASONS["convex"]]):
         return said
     theorem = theorem_of(setting(setup.experiment, setup.federation, setup.task), setup.method)
-    return _levelled(said, said.optimum, plateau(setup, still)) if theorem in (ARTEMIS, PRESERVED) else said
+    if theorem not in (ARTEMIS, PRESERVED):
+        return said
+    return _levelled(said, said.optimum, plateau(setup, still=said.bound == 0))
 
 
 def promised(setup: Setup) -> Prediction:
@@ -100,7 +102,7 @@ def _promised(blank: Prediction, reasons: list[str], steps: Steps, said: Promise
     """With what the theorem admits and promises. Without noise at the optimum a run that converges has no floor."""
     covered, still = not reasons, said.floor == 0
     if still and not covered:
-        reasons = [*reasons, "no noise is left at the optimum: there is no floor if the run converges"]
+        reasons = [*reasons, NO_NOISE]
     return replace(
         blank,
         theorem=steps.theorem,
@@ -122,11 +124,12 @@ def _levelled(blank: Prediction, optimum: float, level: Plateau | str) -> Predic
     """With the stationary law, or why there is none."""
     if isinstance(level, str):
         return replace(blank, reasons=[*blank.reasons, level])
+    reasons = [reason for reason in blank.reasons if reason != NO_NOISE]
     rough = f"{level.gain:.0%} of the noise comes from gradients away from the optimum: the floor is rough"
     return replace(
         blank,
-        reasons=blank.reasons + [rough] * (level.gain > ROUGH),
-        rate=level.rate if blank.rate is None else blank.rate,
+        reasons=reasons + [rough] * (level.gain > ROUGH and level.first > 0),
+        rate=blank.rate or level.rate,
         floor_distance=level.distance if math.isfinite(level.distance) else None,
         floor_loss=level.loss,
         first=level.first,

@@ -131,6 +131,27 @@ def test_the_course_of_gradient_descent_is_exact() -> None:
         play(setup, state)
 
 
+@pytest.mark.parametrize(("algorithm", "tables"), [("diana", FULL), ("artemis", FULL | HALF), ("mcm", FULL)])
+def test_without_noise_at_the_optimum_there_is_no_floor(algorithm: str, tables: dict[str, Any]) -> None:
+    """At a step that no theorem admits: noise put there dies out, and so does the excess of a run."""
+    setup = prepare(small(algorithm, 0.1, **tables))
+    said = predicted(setup)
+    assert not said.covered
+    assert said.floor_loss == said.floor_distance == 0.0
+    assert said.gain is not None
+    assert 0 < said.gain < 0.5
+    state = initial_state(setup)
+    for _ in range(300):
+        play(setup, state)
+    assert setup.task.loss(state.server.model, setup.federation.all()) - (said.optimum or 0) < 1e-9
+
+
+def test_without_noise_at_the_optimum_noise_can_still_grow() -> None:
+    said = predicted(prepare(small("artemis", 0.2, **FULL, **HALF)))
+    assert said.floor_loss is None
+    assert "in the mean square, noise grows" in said.reasons[-1]
+
+
 def test_a_course_ends_at_the_floor() -> None:
     said = predicted(prepare(small("artemis", 0.02)))
     assert said.optimum is not None
