@@ -22,8 +22,9 @@ no model; availability and a deadline do.
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,6 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from fedsim.errors import DataError, one_line
-from fedsim.keys import shown
 from fedsim.randomness import Purpose, four_words
 
 Reals = NDArray[np.float64]
@@ -48,7 +48,7 @@ SPEEDS, COINS, JITTER = 0, 1, 2
 """``index`` of the network's random numbers: who has which line, who is there, how late a message is."""
 
 
-class Off(msgspec.Struct, frozen=True, tag_field="profile", tag="off", forbid_unknown_fields=True):
+class Untimed(msgspec.Struct, frozen=True, tag_field="profile", tag="off", forbid_unknown_fields=True):
     """No seconds are simulated."""
 
 
@@ -56,12 +56,13 @@ class Line(msgspec.Struct, frozen=True, tag_field="profile", forbid_unknown_fiel
     """What every profile says.
 
     Args:
-        up_mbps, down_mbps: median bandwidths, megabits a second.
-        latency_s: median seconds one way. jitter_s: mean of what a message takes longer (exponential).
+        up_mbps, down_mbps: median bandwidth that way, megabits a second.
+        latency_s: median seconds from one end to the other.
+        jitter_s: mean seconds that a message takes longer than that (exponential).
         sample_s: median seconds for the gradient of one sample; those of the profiles suit small models.
         spread: standard deviation of the logarithms of these, over clients.
         availability: chance that a client that is to take part in a round is there, independently of all else.
-        deadline_s: seconds after which a round ends without the uploads that are missing; 0: it waits for all.
+        deadline_s: simulated seconds after which a round ends; uploads that are late are lost. 0: it waits for all.
     """
 
     up_mbps: Mbps
@@ -123,7 +124,7 @@ class Trace(msgspec.Struct, frozen=True, tag_field="profile", tag="trace", forbi
 
     Args:
         file: path of the CSV file.
-        deadline_s: as in ``Line``.
+        deadline_s: simulated seconds after which a round ends; uploads that are late are lost. 0: it waits for all.
     """
 
     file: Annotated[str, msgspec.Meta(min_length=1, description="a CSV file with a line for every client")]
@@ -131,7 +132,7 @@ class Trace(msgspec.Struct, frozen=True, tag_field="profile", tag="trace", forbi
 
 
 Known = DataCentre | Fibre | Mobile | Things | Trace
-Network = Off | Known
+Network = Untimed | Known
 
 PROFILES: dict[str, type[Line]] = {
     str(kind.__struct_config__.tag): kind for kind in (DataCentre, Fibre, Mobile, Things)
@@ -170,6 +171,12 @@ def speeds_of(network: Known, clients: int, seed: int) -> Speeds:
     )
 
 
+def digest(speeds: Speeds) -> str:
+    """SHA-256 of every client's line."""
+    parts = (getattr(speeds, field.name) for field in fields(speeds))
+    return hashlib.sha256(b"".join(part.astype("<f8").tobytes() for part in parts)).hexdigest()
+
+
 def delays(speeds: Speeds, seed: int, rounds: NDArray[np.int64], clients: NDArray[np.int64]) -> Reals:
     """What the jitter adds for these clients in these rounds, down and up: seconds, float64[n, 2]."""
     words = four_words(seed, Purpose.NETWORK, rounds, clients, index=JITTER)
@@ -177,7 +184,7 @@ def delays(speeds: Speeds, seed: int, rounds: NDArray[np.int64], clients: NDArra
 
 
 def there(speeds: Speeds, seed: int, round: int, clients: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of these clients are there in a round, bool[n]."""
+    """Which of these clients are there in a round, bool[n]. clients: int64[n]."""
     words = four_words(seed, Purpose.NETWORK, np.full_like(clients, round), clients, index=COINS)
     return np.asarray(words[:, 0] / 2.0**32 < speeds.availability[clients])
 
@@ -200,7 +207,7 @@ def read_trace(path: Path, clients: int) -> Speeds:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a path of text in UTF-8"
-        raise DataError(f"network.file = {shown(str(path))}: cannot be read ({reason}); give a CSV file") from None
+        raise DataError(f"network.file = {one_line(str(path))}: cannot be read ({reason}); give a CSV file") from None
     table, lines = np.full((clients, len(NUMBERS)), np.nan), csv.reader(text.splitlines())
     try:
         names = next(lines, [])

@@ -72,7 +72,7 @@ def link() -> Iterator[Link]:
 
 @pytest.fixture(scope="module")
 def two(link: Link, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with deployment(tmp_path_factory.mktemp("two") / "f", machines=2, link=link) as made:
+    with deployment(tmp_path_factory.mktemp("two") / "f", machines=2, links=[link]) as made:
         yield made
 
 
