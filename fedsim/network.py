@@ -131,10 +131,11 @@ class Trace(msgspec.Struct, frozen=True, tag_field="profile", tag="trace", forbi
     deadline_s: Seconds = 0.0
 
 
-Known = DataCentre | Fibre | Mobile | Things | Trace
+Profile = DataCentre | Fibre | Mobile | Things
+Known = Profile | Trace
 Network = Untimed | Known
 
-PROFILES: dict[str, type[Line]] = {
+PROFILES: dict[str, type[Profile]] = {
     str(kind.__struct_config__.tag): kind for kind in (DataCentre, Fibre, Mobile, Things)
 }
 

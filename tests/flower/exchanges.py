@@ -17,8 +17,6 @@ from operator import itemgetter
 from tests.flower.slow_link import Link, Packet
 
 FLEET = "/v1/fleet/"
-EMPTY = 500
-"""Bytes of an answer to a poll that brings nothing, at most."""
 
 
 @dataclass
@@ -86,13 +84,17 @@ def exchanges(link: Link, since: tuple[int, int] = (0, 0)) -> list[Exchange]:
 
 
 def messages(found: Sequence[Exchange]) -> tuple[list[Message], list[Message]]:
-    """The messages down, and those up, of one SuperNode."""
+    """The messages down, and those up, of one SuperNode. A poll that brings one is followed by questions for it."""
     down: list[Message] = []
     up: list[Message] = []
+    poll: Exchange | None = None
     for one in found:
+        if one.name == "pull-messages":
+            poll = one
+        elif poll is not None and one.name in ("get-run", "pull-object"):
+            down.append(Message([poll]))
+            poll = None
         match one.name:
-            case "pull-messages" if one.down > EMPTY:
-                down.append(Message([one]))
             case "confirm-message-received":
                 down[-1].serial.append(one)
             case "pull-object":
