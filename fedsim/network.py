@@ -25,7 +25,6 @@ import csv
 import hashlib
 import math
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -33,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from fedsim.data.files import expanded, read_file
 from fedsim.errors import DataError, one_line
 from fedsim.randomness import Purpose, four_words
 
@@ -44,6 +44,8 @@ Chance = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Spread = Annotated[float, msgspec.Meta(ge=0, le=3)]
 
 MEGA = 1e6
+LINE = 256
+"""Bytes that a line of a trace has at most, on average."""
 SPEEDS, COINS, JITTER = 0, 1, 2
 """``index`` of the network's random numbers: who has which line, who is there, how late a message is."""
 
@@ -158,7 +160,7 @@ class Speeds:
 def speeds_of(network: Known, clients: int, seed: int) -> Speeds:
     """The lines of ``clients`` clients. Raises DataError for a trace that is none, or of other clients."""
     if isinstance(network, Trace):
-        return read_trace(Path(network.file), clients)
+        return read_trace(network.file, clients)
     words = four_words(seed, Purpose.NETWORK, np.zeros(clients, np.int64), np.arange(clients), index=SPEEDS)
     factors = np.exp(network.spread * ndtri((words[:, :3] + 0.5) / 2.0**32))
     line, path, computer = factors.T
@@ -202,13 +204,9 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     availability: Chance = 1.0
 
 
-def read_trace(path: Path, clients: int) -> Speeds:
-    """A trace of exactly ``clients`` clients, in any order. Raises DataError naming the line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a path of text in UTF-8"
-        raise DataError(f"network.file = {one_line(str(path))}: cannot be read ({reason}); give a CSV file") from None
+def read_trace(file: str, clients: int) -> Speeds:
+    """A trace of exactly ``clients`` clients, in any order, plain or gzip. Raises DataError naming the line."""
+    text = read_file(expanded(file), LINE * (clients + 1)).decode("utf-8", "replace")
     table, lines = np.full((clients, len(NUMBERS)), np.nan), csv.reader(text.splitlines())
     try:
         names = next(lines, [])
@@ -220,12 +218,12 @@ def read_trace(path: Path, clients: int) -> Speeds:
             table[row.client] = numbers
     except (ValueError, csv.Error) as error:
         raise DataError(
-            f"{one_line(str(path))}:{lines.line_num}: not a line of a trace ({one_line(str(error))}); "
+            f"{one_line(file)}:{lines.line_num}: not a line of a trace ({one_line(str(error))}); "
             f"its columns are client, {', '.join(NUMBERS)}"
         ) from None
     if np.isnan(table).any():
         absent = int(np.flatnonzero(np.isnan(table[:, 0]))[0])
-        raise DataError(f"{one_line(str(path))}: no line for client {absent}; there are {clients} clients")
+        raise DataError(f"{one_line(file)}: no line for client {absent}; there are {clients} clients")
     up, down, *others = table.T
     return Speeds(up * MEGA, down * MEGA, *others)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import fedsim
+from fedsim.ends.host import prepared
 from fedsim.ends.server import ServerEnd
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
@@ -74,3 +75,9 @@ def test_a_deployment_has_a_deadline_of_its_own(refused: Refused) -> None:
     with refused(ConfigError, "network.deadline_s = 2.0 is of simulated seconds", "deploy.deadline_s"):
         ServerEnd(prepare(Experiment.of(**LINEAR, network={"profile": "4g", "deadline_s": 2.0})))
     ServerEnd(prepare(Experiment.of(**LINEAR, network={"profile": "4g", "availability": 0.9})))
+
+
+def test_a_machine_of_clients_looks_at_no_trace() -> None:
+    given = Experiment.of(**LINEAR, network={"profile": "trace", "file": "/etc/passwd"})
+    setup = prepared(given.toml())
+    assert (setup.clock, setup.run) == (None, given.identifier())

@@ -91,7 +91,7 @@ def test_what_cannot_be_timed(runs: Path, tmp_path: Path, refused: Refused, comm
         replay(runs / "plain", None)
     with refused(CheckpointError, "is not a run folder"):
         replay(tmp_path, network_named("4g"))
-    with refused(DataError, "network.file = none.csv: cannot be read"):
+    with refused(DataError, "none.csv: no such file"):
         replay(runs / "plain", network_named("none.csv"))
     status, _, error = command("plain")
     assert (status, error.count("\n")) == (2, 1)
