@@ -50,6 +50,11 @@ class Compared:
     measured: float
     model: float
 
+    @property
+    def ratio(self) -> float:
+        """Of the model's seconds to the measured ones."""
+        return self.model / self.measured
+
 
 def compared(machines: Deployment, links: Sequence[Link], place: Path) -> Iterator[Compared]:
     """Every round of every experiment over every kind of link."""
@@ -76,32 +81,23 @@ def compared(machines: Deployment, links: Sequence[Link], place: Path) -> Iterat
 def crossed(link: Link, since: tuple[int, int]) -> list[float]:
     """Seconds on the wire of each round of one SuperNode. Before the first the ServerApp asks what the node has."""
     down, up = messages(exchanges(link, since))
-    for name, ones in (("down", down), ("up", up)):
-        for one in ones:
-            print(
-                name,
-                f"{one.seconds:.3f}",
-                [
-                    (e.name, e.port, round(e.start % 1000, 3), round(e.seconds, 3), round(e.thought, 3), e.up, e.down)
-                    for e in one.each
-                ],
-            )
     return [a.seconds + b.seconds for a, b in zip(down[1:], up[1:], strict=True)]
+
+
+def rounds(place: Path) -> Iterator[Compared]:
+    """All of them, with links and machines of their own."""
+    with ExitStack() as stack:
+        links = [stack.enter_context(slow_link(i)) for i in range(2)]
+        machines = stack.enter_context(deployment(place / "network", machines=2, links=links))
+        yield from compared(machines, links, place)
 
 
 def network(place: Path) -> None:
     """Print the table."""
-    with ExitStack() as stack:
-        links = [stack.enter_context(slow_link(i)) for i in range(2)]
-        machines = stack.enter_context(deployment(place / "network", machines=2, links=links))
-        print(
-            "| link | experiment | round | measured, s | model, s | model / measured |\n|---|---|---:|---:|---:|---:|"
-        )
-        ratios = []
-        for one in compared(machines, links, place):
-            ratios.append(one.model / one.measured)
-            cells = f"{one.round} | {one.measured:.2f} | {one.model:.2f} | {ratios[-1]:.3f}"
-            print(f"| {one.profile} | {one.experiment} | {cells} |", flush=True)
-        print(
-            f"\nmodel / measured: from {min(ratios):.3f} to {max(ratios):.3f}, median {statistics.median(ratios):.3f}"
-        )
+    print("| link | experiment | round | measured, s | model, s | model / measured |\n|---|---|---:|---:|---:|---:|")
+    ratios: list[float] = []
+    for one in rounds(place):
+        ratios.append(one.ratio)
+        cells = f"{one.round} | {one.measured:.2f} | {one.model:.2f} | {one.ratio:.3f}"
+        print(f"| {one.profile} | {one.experiment} | {cells} |", flush=True)
+    print(f"\nmodel / measured: {min(ratios):.3f} to {max(ratios):.3f}, median {statistics.median(ratios):.3f}")
