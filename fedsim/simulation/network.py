@@ -51,7 +51,7 @@ DOUBLINGS = 24
 """Windows that are looked at: more than 10^11 bytes."""
 
 
-QUESTION, ANSWER, AROUND = 1100, 300, 450
+QUESTION, ANSWER, AROUND = 1100, 300, 200
 """q, a and O, bytes."""
 
 BESIDE_DOWN, BESIDE_UP = 2, 1

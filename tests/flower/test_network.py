@@ -1,4 +1,4 @@
-"""Simulated seconds of communication against deployed rounds over slow links; `python -m tests.flower network` prints."""
+"""Simulated seconds of communication against deployed rounds; `python -m tests.flower network` prints them."""
 
 from __future__ import annotations
 
