@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import http.server
-import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-
-import pytest
 
 from tests.flower.exchanges import Exchange, Message, exchanges, messages
-from tests.flower.slow_link import Fault, Link, slow_link
+from tests.flower.slow_link import Fault, Link
 
 THOUGHT = 0.3
 UP, DOWN, DELAY = 4e5, 2e6, 0.03
@@ -42,18 +38,6 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *words: object) -> None: ...
-
-
-@pytest.fixture(scope="module")
-def link() -> Iterator[Link]:
-    if os.geteuid() or not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        pytest.skip("a slow link needs root and /dev/net/tun")
-    try:
-        subprocess.run(["ip", "netns", "list"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("a slow link needs `ip netns`")
-    with slow_link() as made:
-        yield made
 
 
 def test_a_conversation(link: Link) -> None:

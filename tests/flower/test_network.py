@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,8 @@ from tests.flower.network import EXPERIMENTS, MODEL, PROFILES, rounds
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tunnel")
 def test_simulated_seconds_are_within_15_percent_of_measured_ones(tmp_path: Path) -> None:
-    if os.geteuid() or not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        pytest.skip("a slow link needs root and /dev/net/tun")
     found = list(rounds(tmp_path))
     assert len(found) == len(PROFILES) * len(EXPERIMENTS) * MODEL["rounds"]
     assert [one for one in found if not 0.85 <= one.ratio <= 1.15] == []
