@@ -13,11 +13,13 @@ from typing import Any
 from fedsim.experiment import Experiment
 from fedsim.ledger import read_lines
 from fedsim.network import Mobile, Things, Trace
-from fedsim.simulation.network import round_seconds
+from fedsim.simulation.network import ANSWER, QUESTION, round_seconds
 from tests.flower.deployed import Deployment, deployment
-from tests.flower.exchanges import exchanges, messages
+from tests.flower.exchanges import Exchange, exchanges, messages
 from tests.flower.slow_link import Fault, Link, slow_link
 
+SHORT = 2_000
+"""Bytes of a frame, at least."""
 SLOWER = 0.8
 """The second client's bandwidths, as a multiple of the first's."""
 MODEL: dict[str, Any] = {
@@ -42,13 +44,19 @@ PROFILES: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True)
 class Compared:
-    """Seconds of one round: measured on the wire, and those of the model."""
+    """One round. measured, model: seconds on the wire; behind: by which the links were late, at most, in its run.
+
+    question, answer: bytes of TCP in the exchanges of its run that carry no frame, on average.
+    """
 
     profile: str
     experiment: str
     round: int
     measured: float
     model: float
+    behind: float
+    question: float
+    answer: float
 
     @property
     def ratio(self) -> float:
@@ -66,22 +74,34 @@ def compared(machines: Deployment, links: Sequence[Link], place: Path) -> Iterat
         for name, tables in EXPERIMENTS.items():
             folder = place / f"{trace.stem}-{tables['algorithm']}"
             for link, (up, down) in zip(links, lines, strict=True):
+                link.behind = 0.0
                 link.fault = Fault(rate=down * 1e6, delay=latency, up=up * 1e6)
             since = [(len(link.up.packets), len(link.down.packets)) for link in links]
             machines.run(Experiment.of(**tables), folder, 600)
             time.sleep(1.0)  # until the last answer is across
             for link in links:
                 link.fault = Fault()
-            took = [crossed(link, start) for link, start in zip(links, since, strict=True)]
+            talks = [messages(exchanges(link, start)) for link, start in zip(links, since, strict=True)]
+            # Before the first round the ServerApp asks what nodes have.
+            took = [[a.seconds + b.seconds for a, b in zip(down[1:], up[1:], strict=True)] for down, up in talks]
+            short = [one for talk in talks for way in talk for message in way for one in message.each if brief(one)]
             model = round_seconds(read_lines(folder / "ledger.csv"), Trace(file=str(trace)), len(links), 0)
             for t, seconds in enumerate(model.tolist()):
-                yield Compared(profile, name, t, max(one[t] for one in took), seconds)
+                yield Compared(
+                    profile,
+                    name,
+                    t,
+                    measured=max(one[t] for one in took),
+                    model=seconds,
+                    behind=max(one.behind for one in links),
+                    question=statistics.mean(one.up for one in short),
+                    answer=statistics.mean(one.down for one in short),
+                )
 
 
-def crossed(link: Link, since: tuple[int, int]) -> list[float]:
-    """Seconds on the wire of each round of one SuperNode. Before the first the ServerApp asks what the node has."""
-    down, up = messages(exchanges(link, since))
-    return [a.seconds + b.seconds for a, b in zip(down[1:], up[1:], strict=True)]
+def brief(one: Exchange) -> bool:
+    """Whether it carries no frame."""
+    return max(one.up, one.down) < SHORT
 
 
 def rounds(place: Path) -> Iterator[Compared]:
@@ -94,10 +114,17 @@ def rounds(place: Path) -> Iterator[Compared]:
 
 def network(place: Path) -> None:
     """Print the table."""
-    print("| link | experiment | round | measured, s | model, s | model / measured |\n|---|---|---:|---:|---:|---:|")
-    ratios: list[float] = []
+    print("| link | experiment | round | measured, s | model, s | model / measured | links late by, s |")
+    print("|---|---|---:|---:|---:|---:|---:|")
+    found: list[Compared] = []
     for one in rounds(place):
-        ratios.append(one.ratio)
-        cells = f"{one.round} | {one.measured:.2f} | {one.model:.2f} | {one.ratio:.3f}"
+        found.append(one)
+        cells = f"{one.round} | {one.measured:.2f} | {one.model:.2f} | {one.ratio:.3f} | {one.behind:.3f}"
         print(f"| {one.profile} | {one.experiment} | {cells} |", flush=True)
-    print(f"\nmodel / measured: {min(ratios):.3f} to {max(ratios):.3f}, median {statistics.median(ratios):.3f}")
+    print("\n| link | experiment | model / measured: median | least | most |\n|---|---|---:|---:|---:|")
+    for profile, name in dict.fromkeys((one.profile, one.experiment) for one in found):
+        ratios = [one.ratio for one in found if (one.profile, one.experiment) == (profile, name)]
+        print(f"| {profile} | {name} | {statistics.median(ratios):.3f} | {min(ratios):.3f} | {max(ratios):.3f} |")
+    question, answer = (statistics.mean(getattr(one, what) for one in found) for what in ("question", "answer"))
+    print(f"\na question without a frame: {question:.0f} bytes of TCP, its answer {answer:.0f}; ", end="")
+    print(f"the model has {QUESTION} and {ANSWER} of packets")
