@@ -142,6 +142,13 @@ PROFILES: dict[str, type[Profile]] = {
 }
 
 
+def certain(network: Network) -> bool:
+    """Whether whoever is called is there and heard in time; what a trace says of that is not looked at: False."""
+    return isinstance(network, Untimed) or (
+        isinstance(network, Line) and network.availability == 1 and not network.deadline_s
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Speeds:
     """Every client's line, float64[N] each.

@@ -13,6 +13,7 @@ from fedsim.algorithms.whitening import Off
 from fedsim.data import Examples, Federation
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
+from fedsim.network import certain
 from fedsim.solvers.direction import Gradient
 from fedsim.solvers.order import FRESH
 from fedsim.solvers.passes import steps_of_a_pass
@@ -41,7 +42,8 @@ def setting(experiment: Experiment, federation: Federation, task: Task) -> Setti
     full_gradient = local.epochs + local.steps * (not local.epochs) == 1 and everything and local.order in WHOLE
     return Setting(
         convex=convexity(federation, task) > 0,
-        full_participation=experiment.participation.probability(federation.clients) == 1,
+        full_participation=experiment.participation.probability(federation.clients) == 1
+        and certain(experiment.network),
         equal_batches=full_gradient or len({steps_of_a_pass(n, local.batch) for n in sizes.tolist()}) == 1,
         equal_weights=experiment.server.weights == "uniform" or bool((sizes == sizes[0]).all()),
         constant_steps=isinstance(experiment.rate, Constant) and experiment.server.schedule == "constant",

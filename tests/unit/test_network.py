@@ -14,10 +14,12 @@ import pytest
 import torch
 from scipy.stats import binom, kstest
 
+from fedsim.data import deal
 from fedsim.errors import ConfigError, DataError
 from fedsim.experiment import Experiment
-from fedsim.network import PROFILES, DataCentre, Fibre, Line, Mobile, Speeds, Trace, delays, speeds_of, there
+from fedsim.network import PROFILES, DataCentre, Fibre, Line, Mobile, Speeds, Trace, certain, delays, speeds_of, there
 from fedsim.randomness import Purpose, Stream, four_words
+from fedsim.simulation.theory import setting
 from tests.conftest import Refused
 
 FALSE_ALARM = 1e-7
@@ -155,6 +157,17 @@ def test_a_network_names_a_run_and_its_absence_does_not() -> None:
     assert fast.identifier() != plain.identifier()
     assert fast.network == Fibre()
     assert Experiment.of(**fast.table()) == fast
+
+
+def test_no_theorem_for_all_clients_where_some_are_away_or_late() -> None:
+    given = {"data": {"source": "breast-cancer"}, "algorithm": "diana-nastya", "partition": {"scheme": "iid", "clients": 4}}
+    networks = [{}, {"profile": "4g"}, {"profile": "4g", "deadline_s": 1.0}, {"profile": "4g", "availability": 0.5}]
+    for network, everybody in zip(networks, (True, True, False, False), strict=True):
+        experiment = Experiment.of(**given, network=network)
+        federation = deal(experiment.data, experiment.partition, 0)
+        task = experiment.task.build((30,), 2, torch.float64, torch.device("cpu"))
+        assert setting(experiment, federation, task).full_participation == everybody
+    assert not certain(Trace("lines.csv"))
 
 
 def test_every_profile_says_the_same_keys() -> None:
