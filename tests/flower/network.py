@@ -15,7 +15,9 @@ from fedsim.ledger import read_lines
 from fedsim.network import Mobile, Things, Trace
 from fedsim.simulation.network import ANSWER, QUESTION, round_seconds
 from tests.flower.deployed import Deployment, deployment
+from tests.flower.driven import rows
 from tests.flower.exchanges import Exchange, exchanges, messages
+from tests.flower.federation import FlowerError
 from tests.flower.slow_link import Fault, Link, slow_link
 
 SHORT = 2_000
@@ -32,7 +34,12 @@ MODEL: dict[str, Any] = {
 }
 EXPERIMENTS: dict[str, dict[str, Any]] = {
     "sgd, 300 kB": MODEL | {"algorithm": "sgd", "task": {"kind": "mlp", "hidden": [1_000]}},
-    "artemis, 1 MB compressed": MODEL | {"algorithm": "artemis", "task": {"kind": "mlp", "hidden": [3_333]}},
+    "artemis of 1 MB, 200 levels": MODEL
+    | {
+        "task": {"kind": "mlp", "hidden": [3_333]},
+        "uplink": {"levels": 200},
+        "downlink": {"levels": 200},
+    },
 }
 PROFILES: dict[str, tuple[float, float, float]] = {
     "4g": (Mobile().up_mbps, Mobile().down_mbps, Mobile().latency_s),
@@ -69,8 +76,8 @@ def compared(machines: Deployment, links: Sequence[Link], place: Path) -> Iterat
     for profile, (up, down, latency) in PROFILES.items():
         lines = [(up * factor, down * factor) for factor in (1.0, SLOWER)]
         trace = place / f"{profile.replace('/', ' a ')}.csv"
-        rows = [f"{i},{up},{down},{latency}\n" for i, (up, down) in enumerate(lines)]
-        trace.write_text("client,up_mbps,down_mbps,latency_s\n" + "".join(rows))
+        table = [f"{i},{up},{down},{latency}\n" for i, (up, down) in enumerate(lines)]
+        trace.write_text("client,up_mbps,down_mbps,latency_s\n" + "".join(table))
         for name, tables in EXPERIMENTS.items():
             folder = place / f"{trace.stem}-{tables['algorithm']}"
             for link, (up, down) in zip(links, lines, strict=True):
@@ -82,6 +89,8 @@ def compared(machines: Deployment, links: Sequence[Link], place: Path) -> Iterat
             for link in links:
                 link.fault = Fault()
             talks = [messages(exchanges(link, start)) for link, start in zip(links, since, strict=True)]
+            if absent := [one for one in rows(folder / "incidents.csv") if one["what"] == "absent"]:
+                raise FlowerError(f"{profile}, {name}: no reply of client {absent[0]['client']} in a round")
             # Before the first round the ServerApp asks what nodes have.
             took = [[a.seconds + b.seconds for a, b in zip(down[1:], up[1:], strict=True)] for down, up in talks]
             short = [one for talk in talks for way in talk for message in way for one in message.each if brief(one)]

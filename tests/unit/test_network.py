@@ -160,7 +160,11 @@ def test_a_network_names_a_run_and_its_absence_does_not() -> None:
 
 
 def test_no_theorem_for_all_clients_where_some_are_away_or_late() -> None:
-    given = {"data": {"source": "breast-cancer"}, "algorithm": "diana-nastya", "partition": {"scheme": "iid", "clients": 4}}
+    given = {
+        "data": {"source": "breast-cancer"},
+        "algorithm": "diana-nastya",
+        "partition": {"scheme": "iid", "clients": 4},
+    }
     networks = [{}, {"profile": "4g"}, {"profile": "4g", "deadline_s": 1.0}, {"profile": "4g", "availability": 0.5}]
     for network, everybody in zip(networks, (True, True, False, False), strict=True):
         experiment = Experiment.of(**given, network=network)
