@@ -6,6 +6,7 @@ The statistical tests are fixed by their seeds; each would alarm on a perfect ge
 from __future__ import annotations
 
 from dataclasses import fields
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -31,8 +32,8 @@ def rows(speeds: Speeds) -> np.ndarray:
 
 
 def test_four_words_are_those_of_the_stream() -> None:
-    rounds, clients = np.array([0, 7, 2**32 - 2]), np.array([5, 0, 2**32 - 1])
-    for index in (0, 3):
+    clients = np.array([5, 0, 2**32 - 1])
+    for rounds, index in product((np.array([0, 7, 2**32 - 2]), np.array([7, 7, 7])), (0, 3)):
         found = four_words(2**63 - 1, Purpose.NETWORK, rounds, clients, index)
         for round, client, words in zip(rounds.tolist(), clients.tolist(), found, strict=True):
             stream = Stream(2**63 - 1, Purpose.NETWORK, round, index)
