@@ -30,7 +30,7 @@ MODEL: dict[str, Any] = {
     "participation": {"scheme": "full"},
     "server": {"step": 0.1},
     "run": {"executor": "sequential", "evaluate_every": 1000},
-    "rounds": 4,
+    "rounds": 3,
 }
 EXPERIMENTS: dict[str, dict[str, Any]] = {
     "sgd, 300 kB": MODEL | {"algorithm": "sgd", "task": {"kind": "mlp", "hidden": [1_000]}},
@@ -42,9 +42,9 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     },
 }
 PROFILES: dict[str, tuple[float, float, float]] = {
-    "4g": (Mobile().up_mbps, Mobile().down_mbps, Mobile().latency_s),
     "1 Mbit/s": (1.0, 1.0, 0.05),
     "iot": (Things().up_mbps, Things().down_mbps, Things().latency_s),
+    "4g": (Mobile().up_mbps, Mobile().down_mbps, Mobile().latency_s),
 }
 """Megabits a second up and down, seconds one way."""
 
@@ -79,7 +79,7 @@ def compared(machines: Deployment, links: Sequence[Link], place: Path) -> Iterat
         table = [f"{i},{up},{down},{latency}\n" for i, (up, down) in enumerate(lines)]
         trace.write_text("client,up_mbps,down_mbps,latency_s\n" + "".join(table))
         for name, tables in EXPERIMENTS.items():
-            folder = place / f"{trace.stem}-{tables['algorithm']}"
+            folder = place / f"{trace.stem}-{tables['task']['hidden'][0]}"
             for link, (up, down) in zip(links, lines, strict=True):
                 link.behind = 0.0
                 link.fault = Fault(rate=down * 1e6, delay=latency, up=up * 1e6)
