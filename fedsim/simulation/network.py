@@ -14,8 +14,9 @@ stalls      TCP begins with 10 packets and doubles: until a window lasts longer 
 
     stalls = sum of max(0, 2 l + p - 10 p 2^k) over the windows k = 0, 1, ... but the last,     p = 8 * 1500 / R
 
-E, q, a and O are those of Flower 1.41 without TLS, measured: ``python -m tests.flower network`` prints them, and the
-model beside deployed rounds. Not in it: the 3 seconds after which an idle SuperNode asks again, the process it starts
+E, q, a and O are those of Flower 1.41 without TLS. Claim: 18 deployed rounds over lines of 0.25 to 20 Mbit/s were 0.87
+to 1.00 of the seconds measured on the wire (``python -m tests.flower network``); where a machine is busy or TCP loses
+the end of a burst, single ones take up to twice as long. Not in it: the 3 seconds after which an idle SuperNode asks again, the process it starts
 for each message, what both ends compute, the server's own line, and losses of packets.
 
 Source: Kurose and Ross, Computer Networking, on TCP's delay with a static and a growing window; RFC 6928 (10 packets).
