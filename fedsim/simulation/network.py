@@ -16,8 +16,8 @@ stalls      TCP begins with 10 packets and doubles: until a window lasts longer 
 
 E, q, a and O are those of Flower 1.41 without TLS. Claim: 18 deployed rounds over lines of 0.25 to 20 Mbit/s were 0.87
 to 1.00 of the seconds measured on the wire (``python -m tests.flower network``); where a machine is busy or TCP loses
-the end of a burst, single ones take up to twice as long. Not in it: the 3 seconds after which an idle SuperNode asks again, the process it starts
-for each message, what both ends compute, the server's own line, and losses of packets.
+the end of a burst, single ones take up to twice as long. Not in it: the 3 seconds after which an idle SuperNode asks
+again, the process it starts for each message, what both ends compute, the server's own line, and losses of packets.
 
 Source: Kurose and Ross, Computer Networking, on TCP's delay with a static and a growing window; RFC 6928 (10 packets).
 """
