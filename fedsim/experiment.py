@@ -22,6 +22,7 @@ from fedsim.algorithms.whitening import Off, Whitening
 from fedsim.data import Digits, Dirichlet, Scheme, Source
 from fedsim.errors import ConfigError, one_line
 from fedsim.keys import check_keys, nearest, shown, unknown_value
+from fedsim.network import Network, Untimed
 from fedsim.participation import KofN, Participation
 from fedsim.solvers.direction import Gradient, LocalDirection
 from fedsim.solvers.local import Local
@@ -39,6 +40,7 @@ TAGS = {
     "whitening": "mode",
     "uplink": "compressor",
     "downlink": "compressor",
+    "network": "profile",
 }
 """The key that says which kind of thing a table describes; another kind has other keys."""
 
@@ -160,6 +162,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server: ServerOptions = ServerOptions()
     run: RunOptions = RunOptions()
     deploy: DeployOptions = DeployOptions()
+    network: Network = Untimed()
 
     @staticmethod
     def of(**tables: Any) -> Experiment:
@@ -185,6 +188,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             table["data"].pop(where, None)
         for how in ("checkpoint_every", "evaluate_every", "workers", "rows", "wire", "baseline"):
             del table["run"][how]
+        if self.network == DEFAULTS.network:
+            del table["network"]
         for part, names in LATER.items():  # as runs were named before there was a choice
             for name in names:
                 if getattr(getattr(self, part), name) == getattr(getattr(DEFAULTS, part), name):

@@ -112,8 +112,9 @@ def _summary(kind: type) -> str:
 
 
 def _arguments(kind: type) -> dict[str, str]:
-    """What a docstring's ``Args:`` says of each name, on one line."""
-    _, _, section = (inspect.getdoc(kind) or "").partition("Args:")
+    """What a docstring's ``Args:`` says of each name, on one line; and those of the kinds that it is one of."""
+    inherited = {} if kind.__base__ is None else _arguments(kind.__base__)
+    _, _, section = inspect.cleandoc(kind.__doc__ or "").partition("Args:")
     section = "    " + section.split("\n\n")[0].strip()
     found = re.findall(r"^    ([\w, ]+): (.*(?:\n {8}.*|\n(?! ).*)*)", section, flags=re.MULTILINE)
-    return {name: " ".join(text.split()) for names, text in found for name in names.split(", ")}
+    return inherited | {name: " ".join(text.split()) for names, text in found for name in names.split(", ")}

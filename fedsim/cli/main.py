@@ -10,7 +10,22 @@ from typing import Annotated
 import click
 import typer
 
-from fedsim.cli import certs, cite, compare, cost, data, doctor, keys, messages, recipes, resume, run, theory, worker
+from fedsim.cli import (
+    certs,
+    cite,
+    compare,
+    cost,
+    data,
+    doctor,
+    keys,
+    messages,
+    recipes,
+    resume,
+    run,
+    theory,
+    time,
+    worker,
+)
 from fedsim.errors import FedsimError, StoppedError, one_line
 
 app = typer.Typer(name="fedsim", add_completion=False, pretty_exceptions_enable=False)
@@ -25,6 +40,7 @@ for command in (
     data.data,
     messages.messages,
     theory.theory,
+    time.time,
     doctor.doctor,
     worker.worker,
     certs.certs,

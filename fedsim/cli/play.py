@@ -100,6 +100,8 @@ def outcome(
         console,
         f"  up {text.size(up.frame_bytes)}, down {text.size(down.frame_bytes)}  ({described(totals)})",
     )
+    if "seconds" in metrics:
+        print_line(console, f"  simulated time {text.duration(metrics['seconds'])}")
     print_line(console, f"  model {digest[:16]}  in {folder}")
 
 

@@ -25,6 +25,18 @@ def size(count: float) -> str:
     return f"{count:.{digits}f} {UNITS[power]}"
 
 
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them, three digits.
+
+    >>> duration(0.0123), duration(41.26), duration(600), duration(86400 * 2.5)
+    ('0.0123 s', '41.3 s', '10.0 min', '2.50 d')
+    """
+    for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:#.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
 def headline(setup: Setup) -> str:
     """One line that says what is about to run."""
     experiment = setup.experiment

@@ -15,6 +15,7 @@ from fedsim.algorithms.whitening import Off
 from fedsim.data import Examples, Federation
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
+from fedsim.network import certain
 from fedsim.participation import KofN
 from fedsim.solvers.direction import Gradient
 from fedsim.solvers.order import FRESH
@@ -54,6 +55,7 @@ def setting(experiment: Experiment, federation: Federation, task: Task) -> Setti
     return Setting(
         convex=convexity(federation, task) > 0 or mean_convexity(server, federation, task) > 0,
         full_participation=everybody,
+        always_there=certain(experiment.network),
         equal_batches=full_gradient or len({steps_of_a_pass(n, local.batch) for n in sizes.tolist()}) == 1,
         equal_weights=alike,
         constant_steps=isinstance(experiment.rate, Constant) and server.schedule == "constant",

@@ -4,6 +4,7 @@
     manifest.json        versions, hardware, status, digest of the final model
     metrics.jsonl        one line an evaluation
     ledger.csv           one line a frame
+    timing.csv           one line a round, where [network] simulates time
     checkpoint/          two slots; each knows how long the two files above were when it was written
     model.safetensors    the final model, once the run is finished
 
@@ -44,10 +45,14 @@ from fedsim.checkpoint import (
 from fedsim.errors import CheckpointError
 from fedsim.experiment import Experiment, from_table, parse_toml
 from fedsim.ledger import COLUMNS
+from fedsim.network import Untimed
 from fedsim.simulation.executors import Choice
 
 LOGS = {"metrics.jsonl": "", "ledger.csv": ",".join(COLUMNS) + "\n"}
 """Files that only grow, and their first lines."""
+
+TIMING = {"timing.csv": "round,seconds,slowest,late\n"}
+"""Simulated seconds of a round, the client that took longest (-1: nobody took part), uploads that came too late."""
 
 
 @dataclass
@@ -68,7 +73,7 @@ class RunFolder:
         engine: str = "simulator",
     ) -> RunFolder:
         """Make a new folder. Raises CheckpointError when it holds a run already or cannot be written."""
-        folder = RunFolder(path, logs, engine)
+        folder = RunFolder(path, logs_of(experiment, logs), engine)
         with _writing(path, begun=False):
             if (path / "experiment.toml").exists():
                 raise CheckpointError(
@@ -89,7 +94,7 @@ class RunFolder:
         return folder
 
     def experiment(self) -> Experiment:
-        """The experiment of this folder.
+        """The experiment of this folder, which decides whether there is a ``timing.csv``.
 
         Raises CheckpointError when there is none, or when it is not the one that the run began with.
         """
@@ -106,6 +111,7 @@ class RunFolder:
                 f"{self.path / 'experiment.toml'} is not what this run began with: edited, or written by another "
                 "fedsim; put it back, or run it as a new experiment with --folder ANOTHER"
             )
+        self.logs = logs_of(experiment, self.logs)
         return experiment
 
     @contextmanager
@@ -201,6 +207,11 @@ class RunFolder:
         except (OSError, ValueError, TypeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise CheckpointError(f"{path}: unreadable manifest ({reason}); put it back") from None
+
+
+def logs_of(experiment: Experiment, logs: Mapping[str, str]) -> Mapping[str, str]:
+    """The files that grow with an experiment. logs: those of any."""
+    return logs if isinstance(experiment.network, Untimed) else {**logs, **TIMING}
 
 
 @contextmanager

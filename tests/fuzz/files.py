@@ -24,6 +24,7 @@ from fedsim.ends.client import ClientEnd
 from fedsim.ends.store import Standing, Store
 from fedsim.errors import CheckpointError, ConfigError, DataError
 from fedsim.experiment import Experiment, from_table, load, read_toml
+from fedsim.network import read_trace
 from fedsim.simulation.folder import RunFolder
 from fedsim.simulation.run import MISFITS
 from fedsim.simulation.state import from_tensors, initial_state, to_tensors
@@ -102,6 +103,15 @@ _WORDS = [
     b"\0",
     b"\x0b",
 ]
+
+
+def _trace(data: bytes) -> None:
+    """What is read are bandwidths, times and chances."""
+    speeds = read_trace(str(_written("a.csv", data)), 2)
+    for times in (speeds.latency, speeds.jitter, speeds.sample):
+        assert ((times >= 0) & (times < 1e7)).all()
+    for some in (speeds.up, speeds.down, speeds.availability):
+        assert ((some > 0) & (some < 1e16)).all()
 
 
 def _idx(rank: int, data: bytes) -> None:
@@ -273,6 +283,11 @@ _LINES = [
 ]
 _JSON = [b"NaN", b"Infinity", b"1e999", b"null", b"{", b"[", b'"round":', b'"loss":', b"9" * 30, b"\n", b"[[[[[[[[[["]
 
+_TRACES = [
+    b"client,up_mbps,down_mbps,latency_s\n0,8,20,0.03\n1,0.5,1e3,0\n",
+    b"sample_s,availability,client,up_mbps,down_mbps,latency_s,jitter_s\n1,0.5,1,8,20,0.03,1\n0,1,0,1,1,0,0\n",
+]
+_LINE_WORDS = [b",", b"\n", b'"', b"nan", b"-1", b"1e400", b"client", b"up_mbps"]
 IDX = Target("idx, rank 3", partial(_idx_case, 3), 0.5)
 _REFUSALS = (CheckpointError, DataError)
 """The second where a state is whole, but of a client with other samples."""
@@ -280,6 +295,7 @@ CHECKPOINT = Target("checkpoint", lambda: Case(_checkpoints(), _checkpoint, _REF
 TARGETS = [
     Target("LibSVM text", lambda: Case(_TEXTS, _svmlight, (DataError,), _WORDS, 300), 0.3),
     Target("LibSVM data", lambda: Case(_TEXTS, _libsvm, (DataError, ConfigError), _WORDS, 300), 0.2),
+    Target("a trace of lines", lambda: Case(_TRACES, _trace, (DataError,), _LINE_WORDS, 2500), 0.3),
     Target("idx, rank 1", partial(_idx_case, 1), 0.5),
     IDX,
     Target("experiment", _toml_case, 0.2),

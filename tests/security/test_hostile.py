@@ -49,6 +49,7 @@ from fedsim.errors import (
 )
 from fedsim.experiment import Experiment, load
 from fedsim.ledger import Ledger, read_totals
+from fedsim.network import read_trace
 from fedsim.simulation.folder import RunFolder
 from fedsim.simulation.messages import answer_of, work_of
 from fedsim.simulation.sidebyside import read_account, read_bytes
@@ -191,6 +192,7 @@ def readers(place: Path, whole: Path) -> dict[str, tuple[Path | None, Refused, C
             DataError,
             lambda _: read_clusters(str(place / "x.txt"), rows=1000, clients=3),
         ),
+        "a trace": (place / "x.csv", DataError, lambda _: read_trace(str(place / "x.csv"), 3)),
         "a frame at the server": (None, WireError, judged),
         "a frame at a client": (None, WireError, lambda content: Host(lambda *_: None).play(GIVEN.toml(), [content])),
         "a frame": (None, WireError, lambda content: decode_frame(content, 1 << 28)),
@@ -204,7 +206,7 @@ def readers(place: Path, whole: Path) -> dict[str, tuple[Path | None, Refused, C
     }
 
 
-READERS = 25
+READERS = 26
 
 
 @pytest.fixture(scope="module")
@@ -384,6 +386,7 @@ def test_data_that_never_ends_or_is_elsewhere(court: Court) -> None:
         court.refuse("LibSVM", name, DataError, lambda path=path: LibSVM(path).load(0))
         court.refuse("clusters", name, DataError, lambda path=path: read_clusters(path, rows=9, clients=3))
         court.refuse("Fashion-MNIST", name, DataError, lambda path=path: FashionMNIST(path).load(0))
+        court.refuse("a trace", name, DataError, lambda path=path: read_trace(path, 3))
 
 
 def _keys() -> dict[str, bytes]:

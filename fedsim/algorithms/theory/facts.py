@@ -95,6 +95,7 @@ class Setting:
 
     convex: bool
     full_participation: bool
+    always_there: bool
     equal_weights: bool
     equal_batches: bool
     constant_steps: bool
@@ -116,6 +117,7 @@ class Setting:
 REASONS = {
     "convex": "the task is not strongly convex (give a convex task an l2 > 0)",
     "full_participation": "not every client takes part in every round",
+    "always_there": "clients may be away or late (network.availability = 1, no network.deadline_s, no trace)",
     "equal_weights": "clients weigh differently (server.weights = 'uniform', or clients of equal size)",
     "equal_batches": "clients have different numbers of mini-batches (equal sizes, or one full gradient a round)",
     "constant_steps": "step sizes vary (rate.rule and server.schedule must be 'constant')",
@@ -129,7 +131,7 @@ REASONS = {
     "expected_sum": "the sum over who is present is not divided by what is expected (server.normalise = 'expected', "
     "server.paper_compat = false)",
 }
-COMMON = ("convex", "constant_steps", "plain_gradient", "plain_features", "sends_direction")
+COMMON = ("convex", "always_there", "constant_steps", "plain_gradient", "plain_features", "sends_direction")
 """What every theorem needs."""
 
 
