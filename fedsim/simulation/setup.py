@@ -19,8 +19,8 @@ from fedsim.data import Federation, Own, deal
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.randomness import Purpose, Stream, only
+from fedsim.simulation.constants import client_weights, theory_steps
 from fedsim.simulation.executors import Choice, choose
-from fedsim.simulation.theory import theory_steps
 from fedsim.simulation.workers import Workers
 from fedsim.solvers.local import Plan, Solution, check_plan, solve_into
 from fedsim.solvers.memory import Memory
@@ -156,8 +156,7 @@ def prepare(experiment: Experiment) -> Setup:
     check_channels(method, step, participation.probability(federation.clients))
     data = experiment.data
     sizes = torch.tensor(data.samples) if isinstance(data, Own) else federation.sizes
-    sizes = sizes.to(device=device, dtype=torch.float64)
-    weights = sizes / sizes.sum() if server.weights == "pooled" else torch.full_like(sizes, 1.0 / len(sizes))
+    weights = client_weights(server, sizes.to(device))
     plan = Plan(local, local_step, choice.chunk, order_named(local.order), experiment.rate, experiment.direction)
     return Setup(
         experiment=experiment,
