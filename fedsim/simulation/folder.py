@@ -140,18 +140,7 @@ class RunFolder:
 
         has_loss: whether each must have the training loss.
         """
-        path, lines = self.path / "metrics.jsonl", []
-        for number, line in enumerate(read_whole(path).splitlines(), 1):
-            try:
-                found = parse_json(line)
-                losses = {"loss": float(found["loss"])} if has_loss else {}
-                lines.append({**found, "round": int(found["round"]), **losses})
-            except (ValueError, TypeError, KeyError, OverflowError):
-                raise CheckpointError(
-                    f"{path}:{number}: damaged line; put the file back, or delete {self.path / 'checkpoint'} to start "
-                    "this run from its first round"
-                ) from None
-        return lines
+        return read_metrics(self.path / "metrics.jsonl", has_loss)
 
     def append(self, log: str, text: str) -> None:
         """Add text to a log. Raises CheckpointError when the disk refuses."""
@@ -201,6 +190,25 @@ class RunFolder:
         except (OSError, ValueError, TypeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise CheckpointError(f"{path}: unreadable manifest ({reason}); put it back") from None
+
+
+def read_metrics(path: Path, has_loss: bool = False, unfinished: bool = False) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl. Raises CheckpointError naming a damaged one.
+
+    has_loss: whether each must have the training loss; unfinished: leave out a last line that has no end (yet).
+    """
+    lines, content = [], read_whole(path)
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1 if unfinished else None].splitlines(), 1):
+        try:
+            found = parse_json(line)
+            losses = {"loss": float(found["loss"])} if has_loss else {}
+            lines.append({**found, "round": int(found["round"]), **losses})
+        except (ValueError, TypeError, KeyError, OverflowError):
+            raise CheckpointError(
+                f"{path}:{number}: damaged line; put the file back, or delete {path.parent / 'checkpoint'} to start "
+                "this run from its first round"
+            ) from None
+    return lines
 
 
 @contextmanager
