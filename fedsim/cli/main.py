@@ -10,13 +10,14 @@ from typing import Annotated
 import click
 import typer
 
-from fedsim.cli import certs, compare, cost, data, doctor, messages, recipes, resume, run, theory, worker
+from fedsim.cli import certs, compare, cost, data, doctor, messages, recipes, resume, run, sweep, theory, worker
 from fedsim.errors import FedsimError, StoppedError, one_line
 
 app = typer.Typer(name="fedsim", add_completion=False, pretty_exceptions_enable=False)
 for command in (
     run.run,
     resume.resume,
+    sweep.sweep,
     cost.cost,
     compare.compare,
     recipes.recipes,

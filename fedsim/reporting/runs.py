@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.errors import CheckpointError, ConfigError
-from fedsim.experiment import Experiment
+from fedsim.experiment import HOW, Experiment
 from fedsim.keys import nearest, shown
 from fedsim.simulation.folder import RunFolder, read_metrics
 from fedsim.simulation.sidebyside import flat
@@ -33,12 +33,8 @@ AXES: dict[str, tuple[str, ...]] = {
 }
 """What a measure can be drawn against: name -> keys of metrics.jsonl whose sum it is."""
 
-HOW = (
-    "seed",
-    "deploy",
-    *(f"run.{key}" for key in ("checkpoint_every", "evaluate_every", "workers", "rows", "wire", "baseline")),
-)
-"""Keys and tables in which two runs of one experiment may differ: its seed, and what only says how to run."""
+APART = ("seed", "deploy", "data.paths", "data.test", *(f"run.{key}" for key in HOW))
+"""Keys and tables in which two runs of one experiment may differ: its seed, where data lies, how to run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +121,18 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     """
     found: dict[Path, Path] = {}
     for path in paths:
-        folders = _folders(path)
-        if not folders:
+        below = folders(path)
+        if not below:
             raise CheckpointError(
                 f"{path} is not a run folder (no experiment.toml), nor is there one below; `fedsim run` makes one"
             )
-        for folder in folders:
+        for folder in below:
             found.setdefault(folder.resolve(), folder)
     return [read_run(folder) for folder in found.values()]
 
 
-def _folders(path: Path) -> list[Path]:
+def folders(path: Path) -> list[Path]:
+    """The run folders at and below a path, by name; not those within another."""
     found = []
     for place, below, files in os.walk(path):
         below.sort()
@@ -154,12 +151,12 @@ def groups(runs: Iterable[Run]) -> list[Group]:
     kinds: dict[str, dict[int, Run]] = {}
     tables: dict[str, Mapping[str, Any]] = {}
     for run in runs:
-        table = _identity(run)
+        table = identity(run.experiment, str(run.manifest.get("engine", "simulator")))
         key = repr(sorted(table.items()))
         tables[key] = table
         same, seed = kinds.setdefault(key, {}), run.experiment.seed
         same[seed] = max(same.get(seed, run), run, key=_progress)
-    labels = _labels(list(tables.values()))
+    labels = told_apart(list(tables.values()))
     return [
         Group(label, tuple(seeds[seed] for seed in sorted(seeds)))
         for label, seeds in zip(labels, kinds.values(), strict=True)
@@ -170,24 +167,24 @@ def _progress(run: Run) -> tuple[bool, int]:
     return run.finished, len(run.metrics)
 
 
-def _identity(run: Run) -> dict[str, Any]:
+def identity(experiment: Experiment, engine: str = "simulator") -> dict[str, Any]:
     """What a group's runs have in common: dotted keys -> values."""
-    table = dict(flat(run.experiment.table())) | {"engine": run.manifest.get("engine", "simulator")}
-    return {key: value for key, value in table.items() if key not in HOW and key.split(".")[0] not in HOW}
+    table = dict(flat(experiment.table())) | {"engine": engine}
+    return {key: value for key, value in table.items() if key not in APART and key.split(".")[0] not in APART}
 
 
-def _labels(tables: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A label for each table of dotted keys, in the same order."""
+def told_apart(tables: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A label for each table of dotted keys, in the same order: its recipe, and the keys in which others differ."""
     labels = [""] * len(tables)
     order = sorted(range(len(tables)), key=lambda i: str(tables[i]["algorithm"]))
     for recipe, members in groupby(order, key=lambda i: str(tables[i]["algorithm"])):
         numbers = list(members)
-        for i, label in zip(numbers, _told_apart(recipe, [tables[i] for i in numbers]), strict=True):
+        for i, label in zip(numbers, _of_recipe(recipe, [tables[i] for i in numbers]), strict=True):
             labels[i] = label
     return labels
 
 
-def _told_apart(recipe: str, tables: Sequence[Mapping[str, Any]]) -> list[str]:
+def _of_recipe(recipe: str, tables: Sequence[Mapping[str, Any]]) -> list[str]:
     """Labels of tables that all name the same recipe.
 
     Keys that all of them have come first; those of some, such as a compressor's own, only where the others do not tell

@@ -173,6 +173,12 @@ class RunFolder:
                     _manifest(experiment, choice, engine=self.engine, status="finished", **outcome),
                 )
 
+    def diverged(self, reason: str) -> None:
+        """Say in the manifest that the run comes to no end, and why: it would every time."""
+        with _writing(self.path):
+            facts = self.facts() | {"status": "diverged", "reason": reason}
+            write_whole(self.path / "manifest.json", json.dumps(facts, indent=2).encode())
+
     def _lengths(self, found: Checkpoint) -> dict[str, int]:
         lengths = found.notes.get("lengths")
         if not isinstance(lengths, dict) or any(type(n) is not int or n < 0 for n in map(lengths.get, self.logs)):

@@ -171,6 +171,10 @@ def advance(
     except StoppedError:
         save()
         raise
+    except DivergedError as error:
+        if folder is not None:
+            folder.diverged(str(error))
+        raise
     if saved != player.server.round:
         save()
     result = Result(experiment, player.server.model, player.server.average, metrics, ledger)
