@@ -290,9 +290,9 @@ def test_a_failure_of_another_kind_is_shown_and_tried_again(sweep: Sweep) -> Non
 
 
 def long_sweep() -> list[Point]:
-    """Four runs of some tenths of a second."""
+    """Six runs of some tenths of a second."""
     base = SMALL.replace("rounds = 20", "rounds = 600\nrun.checkpoint_every = 50")
-    Path("s.toml").write_text(f"seeds = 2\n{base}\n[grid]\nuplink.levels = [1, 4]")
+    Path("s.toml").write_text(f"seeds = 3\n{base}\n[grid]\nuplink.levels = [1, 4]")
     return read_sweep(Path("s.toml"))
 
 
@@ -302,7 +302,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("alone")
 
 
-def started(jobs: int = 2) -> subprocess.Popen[str]:
+def started(jobs: int) -> subprocess.Popen[str]:
     """The command in a process of its own, as in a terminal of its own."""
     code = "from fedsim.cli.main import main; main()"
     command = [sys.executable, "-c", code, "sweep", "s.toml", "--jobs", str(jobs)]
@@ -326,6 +326,20 @@ def children_of(process: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
+def kill_in_a_run(child: int) -> None:
+    """Kill the only child between the beginning and the end of a run."""
+
+    def in_a_run() -> bool:
+        os.kill(child, signal.SIGSTOP)
+        statuses = [json.loads(path.read_bytes())["status"] for path in Path("runs").glob("s/*/manifest.json")]
+        if "running" not in statuses:
+            os.kill(child, signal.SIGCONT)
+        return "running" in statuses
+
+    until(in_a_run)
+    os.kill(child, signal.SIGKILL)
+
+
 def alive(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
@@ -334,16 +348,24 @@ def alive(process: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes of a sweep in /proc")
-@pytest.mark.parametrize("how", ["ctrl-c", "twice", "killed", "a child killed"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "ctrl-c",
+        pytest.param("twice", marks=pytest.mark.slow),
+        "killed",
+        pytest.param("a child killed", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_sweep_goes_on_without_repeating_a_run(how: str, sweep: Sweep, place: Path, alone: Path) -> None:
     """Stopped while runs are under way: none is left running, finished ones stay as they are, all end up the same."""
     all_points = long_sweep()
-    process = started()
+    process = started(jobs=1 if how == "a child killed" else 2)
     until(lambda: len(finished()) >= 1 and len(list(Path("runs").glob("s/*/experiment.toml"))) > 1)
     playing = children_of(process.pid)
     assert playing
     if how == "a child killed":
-        os.kill(playing[0], signal.SIGKILL)
+        kill_in_a_run(playing[0])
     else:
         os.kill(process.pid, signal.SIGKILL if how == "killed" else signal.SIGINT)
         if how == "twice":
@@ -360,13 +382,13 @@ def test_an_interrupted_sweep_goes_on_without_repeating_a_run(how: str, sweep: S
         assert process.returncode == {"killed": -9}.get(how, 130)
         assert len(done) < len(all_points)
     if how == "ctrl-c":
-        assert err.endswith(f"stopped: {len(done)} of 4 runs are finished; the same command goes on\n")
+        assert err.endswith(f"stopped: {len(done)} of 6 runs are finished; the same command goes on\n")
         assert "stopped after round" in out
     before = contents(place / "runs")
     status, out, _ = sweep("s.toml --jobs 2")
     assert status == 0
     assert f"{len(done)} finished already" in out
-    assert "4 of 4 runs are finished" in out
+    assert "6 of 6 runs are finished" in out
     after = contents(place / "runs")
     for name in before:
         if name.split("/")[1] in done:
