@@ -94,6 +94,8 @@ class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rows: where clients keep what they remember on a CPU: in "memory" or on "disk".
         wire: "counted": only the lengths of messages are computed; "real": every message is made, sent and read. The
             same model and ledger, the second much slower.
+        trackers: tools that are given every evaluation as well: "tensorboard", "mlflow", "wandb". metrics.jsonl has
+            them always. Each is an extra: pip install 'fedsim[tensorboard]'.
         baseline: after the run, also run it uncompressed until it reaches the same loss, and compare the bytes.
     """
 
@@ -108,6 +110,7 @@ class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checkpoint_every: Annotated[int, msgspec.Meta(ge=1)] = 50
     rows: Literal["memory", "disk"] = "memory"
     wire: Literal["counted", "real"] = "counted"
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     baseline: bool = False
 
 
@@ -134,6 +137,11 @@ class DeployOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that determines a run. ``Experiment.of(algorithm="diana")`` starts from a recipe.
+
+    Args:
+        algorithm: the recipe, whose settings are the defaults of all other keys; `fedsim recipes` lists them.
+        seed: of all random numbers.
+        rounds: how many are played.
 
     >>> Experiment.of(algorithm="diana", rounds=10).downlink.compressor
     Identity(values='float32')
@@ -189,7 +197,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 DEFAULTS = Experiment()
 
-HOW = ("checkpoint_every", "evaluate_every", "workers", "rows", "wire", "baseline")
+HOW = ("checkpoint_every", "evaluate_every", "workers", "rows", "wire", "trackers", "baseline")
 """Keys of [run] that change neither the model nor the ledger."""
 
 LATER = {
