@@ -10,13 +10,29 @@ from typing import Annotated
 import click
 import typer
 
-from fedsim.cli import certs, cite, compare, cost, data, doctor, keys, messages, recipes, resume, run, theory, worker
+from fedsim.cli import (
+    certs,
+    cite,
+    compare,
+    cost,
+    data,
+    doctor,
+    keys,
+    messages,
+    recipes,
+    resume,
+    run,
+    sweep,
+    theory,
+    worker,
+)
 from fedsim.errors import FedsimError, StoppedError, one_line
 
 app = typer.Typer(name="fedsim", add_completion=False, pretty_exceptions_enable=False)
 for command in (
     run.run,
     resume.resume,
+    sweep.sweep,
     cost.cost,
     compare.compare,
     recipes.recipes,
