@@ -169,7 +169,7 @@ def _advance(player: Player, folder: RunFolder | None, observer: Observer | None
             for lines in player.play():
                 ledger.add(lines)
             done = player.server.round
-            if done % experiment.run.evaluate_every == 0 or done == experiment.rounds:
+            if setup.evaluated(done):
                 last = evaluate()
             if observer is not None:
                 observer.played(done, ledger.cost(Direction.UP), ledger.cost(Direction.DOWN))
