@@ -33,6 +33,9 @@ def report(
     data: Annotated[
         bool, typer.Option("--data/--no-data", help="Load the runs' data, for F* and the final model at each client.")
     ] = True,
+    theory: Annotated[
+        bool, typer.Option("--theory/--no-theory", help="Ask what theory expects of each method, which takes longest.")
+    ] = True,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Load data for experiments that name Python code, and run that code.")
     ] = False,
@@ -48,7 +51,7 @@ def report(
     from fedsim.reporting.runs import find_runs
 
     goal = parse_target(target)
-    found = study(find_runs(runs), Examiner(allow_code) if data else None)
+    found = study(find_runs(runs), Examiner(allow_code, theory) if data else None)
     named = title or " · ".join(group.label for group in found.groups)
     text = page(found, named if len(named) <= 100 else f"{len(found.groups)} methods", goal)
     output.write_text(text, encoding="utf-8")

@@ -86,7 +86,7 @@ def study(runs: Iterable[Run], examiner: Examiner | None) -> Study:
         found.append(replace(group, runs=tuple(run for _, run in members)))
         looked_at.append(tuple(looked for looked, _ in members))
         theory.append(None)
-        if examiner is not None:
+        if examiner is not None and examiner.theory:
             try:
                 theory[-1] = examiner.predict(group.runs[0].experiment)
             except FedsimError as error:

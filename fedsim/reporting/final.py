@@ -45,10 +45,11 @@ class AtClients:
 class Examiner:
     """Looks at experiments' data, and keeps the last so that runs of one group load it once.
 
-    allow_code: whether an experiment may name Python code.
+    allow_code: whether an experiment may name Python code; theory: whether to ask the theorems, which takes longest.
     """
 
     allow_code: bool = False
+    theory: bool = True
     _loaded: tuple[Any, tuple[Federation, Task]] | None = None
     _smallest: dict[tuple[str, str], float] = field(default_factory=dict)
 

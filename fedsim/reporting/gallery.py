@@ -57,7 +57,7 @@ def gallery(folder: Path, rounds: int = ROUNDS) -> list[Path]:
             resume(place)
         else:
             run(experiment, place)
-    found = study((read_run(folder / RUNS / name) for name in wanted), Examiner())
+    found = study((read_run(folder / RUNS / name) for name in wanted), Examiner(theory=False))
     for name, draw in PICTURES.items():
         draw(found, folder / name)
     return [folder / name for name in PICTURES]

@@ -57,6 +57,13 @@ def test_report_without_data(cli: Cli, runs: Path) -> None:
     assert EXCESS not in re.findall(r'"measures":(\[.*?\])', text)[0]
 
 
+def test_report_without_theory(cli: Cli, runs: Path) -> None:
+    assert cli("report", runs / "sgd-0", "--no-theory")[0] == 0
+    text = Path("report.html").read_text()
+    assert EXCESS in text
+    assert '"theory":null' in text
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -88,7 +88,7 @@ Page.drawTheory = () => {
       { name: "Method", cell: (row) => Page.series(row.label, row.i) },
       { name: "Theorem", cell: (row) => [row.theorem || "none", row.source ? Page.el("small", { class: "wrap" }, row.source) : null] },
       { name: "Rate, a round", cell: (row) => Page.number(row.rate, 3) },
-      { name: "Floor of the loss", cell: (row) => Page.number(row.floor, 3) },
+      { name: "Floor of the loss", cell: (row) => (row.floor != null && row.floor < 1e-15 ? "0" : Page.number(row.floor, 3)) },
       { name: "Step in use", cell: (row) => [Page.number(row.step, 3), row.admissible ? Page.el("small", {}, `at most ${Page.number(row.admissible, 3)}`) : null] },
       { name: "Promised", cell: (row) => [row.covered ? "yes" : "no", ...row.reasons.map((reason) => Page.el("small", { class: "wrap" }, reason))] },
     ], rows, "What theory says about the methods")]));

@@ -45,7 +45,7 @@ Page.stacked = ({ name, title, hint, binned, count, label }) => {
     rows: () => [[label.toLowerCase(), ...Page.PARTS.map(([key]) => `${key}_bytes`)], ...binned.starts.map((start, i) => [start, ...binned.each.map((part) => part[i])])],
     draw: (place, width) => place.replaceChildren(Page.partsKey(), Page.plain(width, 230, {
       marginLeft: 54, marginRight: 12, marginBottom: 36, color: Page.partScale,
-      x: { label, labelAnchor: "center", labelArrow: "none", domain: [0, count], ticks: Math.max(3, Math.min(width / 80, count)), tickFormat: "~s" },
+      x: { label, labelAnchor: "center", labelArrow: "none", domain: [0, count], ticks: Math.max(3, Math.min(width / 80, count)), tickFormat: Page.ticks("") },
       y: { label: null, tickFormat: Page.ticks("B"), ticks: 5 },
       marks: [Plot.gridY({ stroke: "var(--grid)", strokeOpacity: 1, ticks: 5 }),
         Plot.rectY(rows, { x1: "from", x2: "to", y: "bytes", fill: "part", order: Page.partScale.domain, shapeRendering: "crispEdges", insetRight: width / binned.starts.length > 5 ? 1 : 0,
@@ -68,7 +68,7 @@ Page.presence = (run) => {
       const paint = Page.paint(Page.theme());
       const plot = Page.plain(width, Math.max(110, Math.min(300, 60 + 11 * clients.length)), {
         marginLeft: 54, marginRight: 12, marginBottom: 36, color: { type: "linear", domain: [0, 1], range: [paint["--heat0"], paint["--heat1"]] },
-        x: { label: "Round", labelAnchor: "center", labelArrow: "none", domain: [0, count.rounds], ticks: Math.max(3, width / 90), tickFormat: "~s" },
+        x: { label: "Round", labelAnchor: "center", labelArrow: "none", domain: [0, count.rounds], ticks: Math.max(3, width / 90), tickFormat: Page.ticks("") },
         y: { label: null, domain: [count.clients, 0], ticks: Math.min(6, count.clients), tickFormat: (value) => (Number.isInteger(value) ? d3.format("~s")(value) : "") },
         marks: [Plot.raster(cells, { width: rounds.length, height: clients.length, x1: 0, y1: 0, x2: count.rounds, y2: count.clients, imageRendering: "pixelated" })],
       });
@@ -107,7 +107,7 @@ Page.atClients = (run, key, title, kind) => {
         : Plot.dot(data, { x: "client", y: "value", fill: "var(--accent)", fillOpacity: 0.6, r: 2.2, title, tip: true });
       place.replaceChildren(Page.plain(width, 220, {
         marginLeft: 54, marginRight: 12, marginBottom: 36,
-        x: { label: "Client", labelAnchor: "center", labelArrow: "none", domain: [0, data.length], ticks: Math.max(3, Math.min(width / 70, data.length)), tickFormat: "~s" },
+        x: { label: "Client", labelAnchor: "center", labelArrow: "none", domain: [0, data.length], ticks: Math.max(3, Math.min(width / 70, data.length)), tickFormat: Page.ticks("") },
         y: { label: null, ticks: 5, zero: few && kind !== "accuracy", domain: few && kind === "accuracy" ? [0, 1] : undefined, tickFormat: kind === "accuracy" ? (value) => Page.percent(value) : Page.tick },
         marks: [Plot.gridY({ stroke: "var(--grid)", strokeOpacity: 1, ticks: 5 }), marks, Plot.ruleY([mean], { stroke: "var(--ink)", strokeDasharray: "4 3" })],
       }));
