@@ -96,6 +96,8 @@ class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rows: where clients keep what they remember on a CPU: in "memory" or on "disk".
         wire: "counted": only the lengths of messages are computed; "real": every message is made, sent and read. The
             same model and ledger, the second much slower.
+        trackers: tools that are given every evaluation as well: "tensorboard", "mlflow", "wandb". metrics.jsonl has
+            them always. Each is an extra: pip install 'fedsim[tensorboard]'.
         baseline: after the run, also run it uncompressed until it reaches the same loss, and compare the bytes.
     """
 
@@ -110,6 +112,7 @@ class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checkpoint_every: Annotated[int, msgspec.Meta(ge=1)] = 50
     rows: Literal["memory", "disk"] = "memory"
     wire: Literal["counted", "real"] = "counted"
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     baseline: bool = False
 
 
@@ -186,7 +189,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         del table["deploy"]
         for where in ("paths", "test"):  # of ``Own``: where data lies, on each machine elsewhere
             table["data"].pop(where, None)
-        for how in ("checkpoint_every", "evaluate_every", "workers", "rows", "wire", "baseline"):
+        for how in HOW:
             del table["run"][how]
         if self.network == DEFAULTS.network:
             del table["network"]
@@ -198,6 +201,9 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 DEFAULTS = Experiment()
+
+HOW = ("checkpoint_every", "evaluate_every", "workers", "rows", "wire", "trackers", "baseline")
+"""Keys of [run] that change neither the model nor the ledger."""
 
 LATER = {
     "run": ("compute",),
@@ -219,10 +225,15 @@ def load(path: Path | None, assignments: Sequence[str] = ()) -> Experiment:
     Raises ConfigError naming the file and line, the unknown key and its nearest neighbour, or the wrong value.
     """
     table = default_table() if path is None else read_toml(path)
-    assigned: Table = {}
+    return from_table(overlay(table, assigned(assignments)))
+
+
+def assigned(assignments: Sequence[str]) -> Table:
+    """``table.key=value`` texts as tables, in whatever order a kind and its keys were given. Raises ConfigError."""
+    table: Table = {}
     for assignment in assignments:
-        assigned = _merged(assigned, parse_assignment(assignment))
-    return from_table(overlay(table, assigned))
+        table = merged(table, parse_assignment(assignment))
+    return table
 
 
 def read_toml(path: Path) -> Table:
@@ -311,9 +322,27 @@ def parse_assignment(text: str) -> Table:
         result: Any = tomllib.loads(f"value = {value}")["value"]
     except (ValueError, RecursionError):
         result = value.strip()
+    return nested(names, result)
+
+
+def merged(below: Table, above: Table) -> Table:
+    """Both, key by key; unlike ``overlay`` in whatever order a kind and its keys were given."""
+    both = {
+        key: merged(below[key], value) if isinstance(value, dict) and isinstance(below.get(key), dict) else value
+        for key, value in above.items()
+    }
+    return below | both
+
+
+def nested(names: Sequence[str], value: Any) -> Table:
+    """A value in tables within each other, the outermost named first; there is at least one.
+
+    >>> nested(["uplink", "levels"], 4)
+    {'uplink': {'levels': 4}}
+    """
     for name in reversed(names):
-        result = {name: result}
-    table: Table = result
+        value = {name: value}
+    table: Table = value
     return table
 
 
@@ -324,15 +353,6 @@ def _deeper(value: Any, depth: int) -> bool:
         groups = [one.values() if isinstance(one, dict) else one for one in inside if isinstance(one, (dict, list))]
         inside = [one for group in groups for one in group]
     return any(isinstance(one, (dict, list)) for one in inside)
-
-
-def _merged(below: Table, above: Table) -> Table:
-    """Both, key by key; unlike ``overlay`` in whatever order a kind and its keys were given."""
-    both = {
-        key: _merged(below[key], value) if isinstance(value, dict) and isinstance(below.get(key), dict) else value
-        for key, value in above.items()
-    }
-    return below | both
 
 
 def _nest(table: Table, options: type[msgspec.Struct]) -> Table:

@@ -31,6 +31,7 @@ from fedsim.simulation import deadline, sharpness, whitening
 from fedsim.simulation.downlink import bring
 from fedsim.simulation.exchange import counted, exchange, update_bytes, uplink_lines
 from fedsim.simulation.setup import Setup
+from fedsim.simulation.spread import spread
 from fedsim.simulation.state import State
 from fedsim.wire.frame import Kind
 
@@ -59,6 +60,7 @@ def _play(setup: Setup, state: State, t: int, step: float) -> Round:
     seen = state.store.seen[cohort.clients.cpu().numpy()]
     lines, models = bring(setup, state, cohort)
     losses, received = None, None
+    state.spread = {}
     if whitening.due(setup, state, cohort):
         lines += whitening.refresh(setup, state, cohort)
     method = whitening.method_of(setup, state)
@@ -83,6 +85,8 @@ def _play(setup: Setup, state: State, t: int, step: float) -> Round:
             directions, sent = whitening.mix(setup, state, cohort, solution)
             method = whitening.method_of(setup, state)
             lines.append(sent)
+        if setup.evaluated(t + 1):
+            state.spread = spread(directions, state.store.memory, cohort.clients)
         in_full = setup.synchronised(t)
         if in_full or (t == 0 and setup.experiment.uplink.initial == "gradient"):
             lines.append(send_memories(setup, state, cohort, directions))

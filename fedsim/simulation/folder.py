@@ -146,18 +146,7 @@ class RunFolder:
 
         has_loss: whether each must have the training loss.
         """
-        path, lines = self.path / "metrics.jsonl", []
-        for number, line in enumerate(read_whole(path).splitlines(), 1):
-            try:
-                found = parse_json(line)
-                losses = {"loss": float(found["loss"])} if has_loss else {}
-                lines.append({**found, "round": int(found["round"]), **losses})
-            except (ValueError, TypeError, KeyError, OverflowError):
-                raise CheckpointError(
-                    f"{path}:{number}: damaged line; put the file back, or delete {self.path / 'checkpoint'} to start "
-                    "this run from its first round"
-                ) from None
-        return lines
+        return read_metrics(self.path / "metrics.jsonl", has_loss)
 
     def append(self, log: str, text: str) -> None:
         """Add text to a log. Raises CheckpointError when the disk refuses."""
@@ -190,6 +179,12 @@ class RunFolder:
                     _manifest(experiment, choice, engine=self.engine, status="finished", **outcome),
                 )
 
+    def diverged(self, reason: str) -> None:
+        """Say in the manifest that the run comes to no end, and why: it would every time."""
+        with _writing(self.path):
+            facts = self.facts() | {"status": "diverged", "reason": reason}
+            write_whole(self.path / "manifest.json", json.dumps(facts, indent=2).encode())
+
     def _lengths(self, found: Checkpoint) -> dict[str, int]:
         lengths = found.notes.get("lengths")
         if not isinstance(lengths, dict) or any(type(n) is not int or n < 0 for n in map(lengths.get, self.logs)):
@@ -212,6 +207,25 @@ class RunFolder:
 def logs_of(experiment: Experiment, logs: Mapping[str, str]) -> Mapping[str, str]:
     """The files that grow with an experiment. logs: those of any."""
     return logs if isinstance(experiment.network, Untimed) else {**logs, **TIMING}
+
+
+def read_metrics(path: Path, has_loss: bool = False, unfinished: bool = False) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl. Raises CheckpointError naming a damaged one.
+
+    has_loss: whether each must have the training loss; unfinished: leave out a last line that has no end (yet).
+    """
+    lines, content = [], read_whole(path)
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1 if unfinished else None].splitlines(), 1):
+        try:
+            found = parse_json(line)
+            losses = {"loss": float(found["loss"])} if has_loss else {}
+            lines.append({**found, "round": int(found["round"]), **losses})
+        except (ValueError, TypeError, KeyError, OverflowError):
+            raise CheckpointError(
+                f"{path}:{number}: damaged line; put the file back, or delete {path.parent / 'checkpoint'} to start "
+                "this run from its first round"
+            ) from None
+    return lines
 
 
 @contextmanager

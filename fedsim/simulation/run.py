@@ -17,6 +17,7 @@ from fedsim.data import refuse_absent
 from fedsim.errors import CheckpointError, DivergedError, StoppedError
 from fedsim.experiment import Experiment
 from fedsim.ledger import Cost, Direction, Entry, Ledger
+from fedsim.simulation import trackers
 from fedsim.simulation.elapsed import Elapsed
 from fedsim.simulation.folder import RunFolder, model_digest
 from fedsim.simulation.player import Player, Simulation
@@ -89,6 +90,7 @@ def run(
 
     Raises ConfigError, DataError, DivergedError, CheckpointError.
     """
+    trackers.of(experiment, None if folder is None else Path(folder))
     with closing(prepare(experiment)) as setup:
         refuse_absent(setup.federation)
         if folder is None:
@@ -110,6 +112,12 @@ def advance(
     player: Player, folder: RunFolder | None, observer: Observer | None = None, target: float | None = None
 ) -> Result:
     """Play the rounds that are left, from wherever the folder says; write what they leave. Raises as ``run``."""
+    named = trackers.of(player.setup.experiment, None if folder is None else folder.path)
+    with trackers.tracked(named, observer) as told:
+        return _advance(player, folder, told, target)
+
+
+def _advance(player: Player, folder: RunFolder | None, observer: Observer | None, target: float | None) -> Result:
     setup, began = player.setup, time.monotonic()
     experiment, ledger, metrics = setup.experiment, Ledger(has_file=folder is not None), []
     elapsed = Elapsed(setup.clock, has_file=folder is not None)
@@ -168,7 +176,7 @@ def advance(
                 ledger.add(lines)
             elapsed.played(player.server.round - 1, frames)
             done = player.server.round
-            if done % experiment.run.evaluate_every == 0 or done == experiment.rounds:
+            if setup.evaluated(done):
                 last = evaluate()
             if observer is not None:
                 observer.played(done, ledger.cost(Direction.UP), ledger.cost(Direction.DOWN))
@@ -177,6 +185,10 @@ def advance(
                 saved = done
     except StoppedError:
         save()
+        raise
+    except DivergedError as error:
+        if folder is not None:
+            folder.diverged(str(error))
         raise
     if saved != player.server.round:
         save()

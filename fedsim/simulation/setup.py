@@ -73,6 +73,10 @@ class Setup:
             bool(chance) and float(self.stream(Purpose.SYNCHRONISE, round).uniform(only(), 1, torch.float64)) < chance
         )
 
+    def evaluated(self, round: int) -> bool:
+        """Whether the model is evaluated after so many rounds."""
+        return round % self.experiment.run.evaluate_every == 0 or round == self.experiment.rounds
+
     def cohort(self, round: int) -> Cohort:
         """Who takes part in a round."""
         if self.synchronised(round):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -120,7 +121,7 @@ class State:
     """server: the central state. store: the clients' rows and links. updates: what catching up costs.
 
     pooled: moments that whiten; None before the first. gradients: sample gradients that all clients took so far.
-    rate: notes of the server's own step-size rule.
+    rate: notes of the server's own step-size rule. spread: of the last round, where it was measured; in no checkpoint.
     """
 
     server: Server
@@ -129,6 +130,7 @@ class State:
     pooled: Pooled | None = None
     gradients: int = 0
     rate: Notes = field(default_factory=dict)
+    spread: Mapping[str, float] = field(default_factory=dict)
 
 
 def initial_state(setup: Setup) -> State:

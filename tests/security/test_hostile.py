@@ -50,6 +50,8 @@ from fedsim.errors import (
 from fedsim.experiment import Experiment, load
 from fedsim.ledger import Ledger, read_totals
 from fedsim.network import read_trace
+from fedsim.reporting.final import Examiner
+from fedsim.reporting.runs import read_run
 from fedsim.simulation.folder import RunFolder
 from fedsim.simulation.messages import answer_of, work_of
 from fedsim.simulation.sidebyside import read_account, read_bytes
@@ -180,6 +182,11 @@ def readers(place: Path, whole: Path) -> dict[str, tuple[Path | None, Refused, C
             run / "messages.csv",
             CheckpointError,
             lambda _: read_bytes(run / "messages.csv", "message_bytes"),
+        ),
+        "model.safetensors": (
+            run / "model.safetensors",
+            CheckpointError,
+            lambda _: Examiner().at_clients(read_run(run)),
         ),
         "submission.json": (run / "submission.json", CheckpointError, lambda _: submission_of(run)),
         "an experiment": (place / "x.toml", ConfigError, lambda _: load(place / "x.toml")),

@@ -149,9 +149,12 @@ def test_what_cannot_be_compared(compare: Compare, place: Path) -> None:
     assert compare("counted", "nowhere")[0] == 2
     assert compare("empty", "counted") == (
         *(2, ""),
-        "error: empty is not a run folder (no experiment.toml); `fedsim run` makes one\n",
+        "error: empty is not a run folder (no experiment.toml), nor is there one below; `fedsim run` makes one\n",
     )
-    assert compare("counted")[::2] == (2, "error: Missing argument 'SECOND'; see `fedsim compare --help`\n")
+    assert compare()[::2] == (2, "error: Missing argument 'RUN...'; see `fedsim compare --help`\n")
+    assert compare("counted")[::2] == (
+        *(2, "error: counted is one run; give another to compare it with, or a folder of runs\n"),
+    )
     (place / "finer" / "ledger.csv").unlink()
     assert compare("counted", "finer")[2] == (
         "error: finer has no ledger.csv; `fedsim resume finer` runs it from its first round\n"
