@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from fedsim.cli import main
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.simulation import run as simulation
@@ -25,7 +24,7 @@ from fedsim.sweep import child, grid, presets
 from fedsim.sweep.grid import Point, points, read_sweep
 from fedsim.sweep.pool import Told, Work
 from fedsim.sweep.work import found, others, work
-from tests.conftest import Refused
+from tests.conftest import Command, Refused
 from tests.replication import experiments
 
 SMALL = """
@@ -119,8 +118,10 @@ def test_a_run_is_named_by_what_decides_what_it_leaves() -> None:
         ("seed = 3", ["here.toml: unknown key 'seed' (did you mean 'seeds'?)", "base, seeds, grid, variants"]),
         ("seeds = 0", ["here.toml: seeds = 0: expected their number"]),
         ("seeds = []", ["seeds = []"]),
+        ("seeds = true", ["seeds = true"]),
         ("seeds = [1, true]", ["seeds = [1, True]"]),
-        ("seeds = [1, -1]", ["here.toml: the base: seed = -1: expected a whole number from 0"]),
+        ("seeds = [1, -1]", ["seeds = [1, -1]: expected their number, at most 10000, or a list of whole numbers"]),
+        ("seeds = [1, 1]", ["seeds = [1, 1]: a seed occurs twice"]),
         ("seeds = 10001", ["seeds = 10001: expected their number, at most 10000"]),
         ("base = 3", ["base = 3: expected the path of an experiment, or a table [base]"]),
         ('base = "none.toml"', ["none.toml: cannot read the experiment"]),
@@ -139,7 +140,7 @@ def test_a_run_is_named_by_what_decides_what_it_leaves() -> None:
         ("variants = []", ["variants = []: expected tables [[variants]]"]),
         ("variants = [1]", ["variants = [1]"]),
         ("[[variants]]\nround = 3", ["round = 3: unknown key 'round' (did you mean 'rounds'?)"]),
-        ("[grid]\nuplink.levels = [1, 1]", ["two runs are the same experiment (artemis · seed 0)"]),
+        ("[grid]\nuplink.levels = [1, 1]", ["two runs are the same experiment (artemis)"]),
         ("[grid]\nrun.workers = [1, 2]", ["two runs are the same experiment", "such as run.workers"]),
         ("[base]\nseed = 1\n[grid]\nrounds = [1]\nlocal.batch = [1.5]", ["local.batch = 1.5: expected a whole number"]),
         (
@@ -190,19 +191,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def sweep(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Sweep:
+def sweep(place: Path, command: Command) -> Sweep:
     """``sweep(arguments)``: the command, in this process."""
-
-    def command(arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedsim", "sweep", *arguments.split()])
-        status = 0
-        try:
-            main.main()
-        except SystemExit as left:
-            status = int(left.code or 0)
-        return status, *capsys.readouterr()
-
-    return command
+    return lambda arguments: command("sweep", *arguments.split())
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
