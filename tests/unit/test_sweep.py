@@ -374,7 +374,7 @@ def test_an_interrupted_sweep_goes_on_without_repeating_a_run(how: str, sweep: S
         assert len(done) < len(all_points)
     if how == "ctrl-c":
         assert err.endswith(f"stopped: {len(done)} of 6 runs are finished; the same command goes on\n")
-        assert "stopped after round" in out
+        assert re.search(r"artemis · levels [14] · seed [012]  to be resumed: round \d+ of 600\n", out)
     before = contents(place / "runs")
     status, out, _ = sweep("s.toml --jobs 2")
     assert status == 0
@@ -401,7 +401,7 @@ def test_a_bar_for_every_run_in_a_terminal(place: Path) -> None:
         board.tell(0, Told("stopped", 4, 0.125))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "loss 0.2500  50.0 %" in shown
-    assert "1/2  artemis · seed 0  stopped after round 4, to be resumed" in shown
+    assert "1/2  artemis · seed 0  to be resumed: round 4 of 20" in shown
     assert line(point, None, 20) == "artemis · seed 0      to be run: 20 rounds"
     assert line(point, Told("finished", 20), 4).endswith("no loss (the data is elsewhere)")
 
@@ -414,12 +414,13 @@ def test_a_child_plays_what_it_is_given(place: Path) -> None:
     read, write = os.pipe()
     with os.fdopen(read, "rb", buffering=0) as given, os.fdopen(write, "wb") as parent:
         answers = io.BytesIO()
-        # All at once, which a parent never does: the first run takes what is waiting for the end, and stops.
+        # All at once, which a parent never does: the first run takes what is waiting for the end, and stops; the
+        # second goes on with it, and stops at the true end.
         parent.write(b"".join(msgspec.json.encode(one) + b"\n" for one in works[:2]))
         parent.close()
         child.serve(given, answers)
     said = [msgspec.json.decode(text, type=Told) for text in answers.getvalue().splitlines()]
-    assert said[-1].what == "stopped"
+    assert [(one.what, one.round) for one in said if one.what != "playing"] == [("stopped", 1), ("stopped", 2)]
 
     listened: list[Told] = []
     watcher = child.Watcher(listened.append, lambda: False)
