@@ -78,5 +78,5 @@ def line(point: Point, told: Told | None, width: int) -> str:
     if told.what in ("diverged", "failed"):
         return f"{title}  {told.what}: {told.reason}"
     if told.what == "stopped":
-        return f"{title}  stopped after round {told.round}, to be resumed"
+        return f"{title}  to be resumed: round {told.round} of {point.experiment.rounds}"
     return f"{title}  {words(told)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import floor, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from fedsim.reporting.table import Row, Table
 
 ACCURACY = "test_accuracy"
+DECIMALS = 9
 
 
 def compare(
@@ -84,7 +86,7 @@ def _columns(table: Table) -> dict[str, dict[str, Callable[[Row], str]]]:
     ends: dict[str, Callable[[Row], str]] = {"seeds": _seeds}
     ends |= {name.replace("_", " "): _end(name, _number) for name in measures if name != ACCURACY}
     ends |= {
-        "accuracy": _end(ACCURACY, lambda share: f"{100 * share:.1f} %"),
+        "accuracy": _end(ACCURACY, lambda share: f"{100 * share:.2f} %"),
         "up": _end("up_bytes", _size),
         "down": _end("down_bytes", _size),
         "payload": _end("payload_bits", _bits),
@@ -119,10 +121,23 @@ def _cost(name: str, write: Callable[[float], str]) -> Callable[[Row], str]:
 def _interval(value: Interval, write: Callable[[float], str]) -> str:
     if not value.n:
         return ""
+    if value.n == 1:
+        return write(value.mean)
+    if write is _number:
+        return _to_two_digits(value.mean, value.half)
     mean, _, unit = write(value.mean).partition(" ")
     half, _, other = write(value.half).partition(" ")
-    mean += f" {unit}" if unit != other else ""
-    return f"{mean} ± {half} {other}".rstrip() if value.n > 1 else write(value.mean)
+    return f"{mean}{f' {unit}' if unit != other else ''} ± {half} {other}".rstrip()
+
+
+def _to_two_digits(mean: float, half: float) -> str:
+    """A mean to the decimal at which its interval has two digits.
+
+    >>> _to_two_digits(0.322677, 3.89e-05), _to_two_digits(0.46006, 1.267), _to_two_digits(5123.4, 210.0)
+    ('0.322677 ± 0.000039', '0.5 ± 1.3', '5123 ± 210')
+    """
+    decimals = min(max(1 - floor(log10(half)), 0), DECIMALS) if half else 4
+    return f"{mean:.{decimals}f} ± {half:.{decimals}f}"
 
 
 def _number(value: float) -> str:

@@ -74,8 +74,8 @@ def fedsim(
 def main() -> None:
     """Entry point: a mistake of the user is one line on standard error and exit status 2, never a traceback.
 
-    130: stopped by Ctrl-C. 1: the reader of the output has gone, or two runs that were compared differ. Warnings of
-    libraries are for developers (python -W).
+    130: stopped by Ctrl-C. 1: the reader of the output has gone, two runs that were compared differ, or a run of a
+    sweep diverged or failed. Warnings of libraries are for developers (python -W).
     """
     with warnings.catch_warnings():
         if not sys.warnoptions:

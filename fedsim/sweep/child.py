@@ -32,6 +32,7 @@ class Watcher:
     def __init__(self, tell: Tell, dismissed: Callable[[], bool]) -> None:
         self.tell, self.dismissed = tell, dismissed
         self.metrics: Metrics = {}
+        self.round = 0
         self.said = 0.0
 
     def started(self, setup: Setup, metrics: Metrics) -> None:
@@ -40,6 +41,7 @@ class Watcher:
 
     def played(self, round: int, up: Cost, down: Cost) -> None:
         """Say so now and then. Raises StoppedError."""
+        self.round = round
         if (now := time.monotonic()) - self.said >= OFTEN:
             self.said = now
             self.tell(said("playing", self.metrics, round))
@@ -57,7 +59,7 @@ def play(work: Work, watcher: Watcher) -> Told:
     try:
         result = _result(work, folder, watcher)
     except StoppedError:
-        return said("stopped", watcher.metrics, watcher.metrics.get("round", 0))
+        return said("stopped", watcher.metrics, watcher.round)
     except DivergedError as error:
         return Told("diverged", reason=one_line(str(error)))
     except FedsimError as error:

@@ -23,6 +23,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fedsim.errors import ConfigError
 from fedsim.experiment import (
     Experiment,
@@ -94,16 +96,18 @@ def points(table: Table, assignments: Sequence[str], path: Path) -> list[Point]:
     cells = [
         (variant, dict(zip(grid, values, strict=True))) for variant in variants for values in product(*grid.values())
     ]
-    made = [_experiment(base, variant, cell, seed, path) for seed in seeds for variant, cell in cells]
-    labels = told_apart([identity(one) for one in made[: len(cells)]])
-    found = [Point(one, labels[i % len(cells)]) for i, one in enumerate(made)]
+    made = [_experiment(base, variant, cell, path) for variant, cell in cells]
+    found = [Point(one, label) for one, label in zip(made, told_apart(list(map(identity, made))), strict=True)]
     _refuse_twins(found, path)
-    return found
+    return [
+        Point(msgspec.structs.replace(point.experiment, seed=seed), point.label) for seed in seeds for point in found
+    ]
 
 
-def _experiment(base: Table, variant: Table, cell: Table, seed: int, path: Path) -> Experiment:
+def _experiment(base: Table, variant: Table, cell: Table, path: Path) -> Experiment:
+    """Of any seed."""
     table = base
-    for above in (variant, _tables(cell), {"seed": seed, "run": {"baseline": False}}):
+    for above in (variant, _tables(cell), {"seed": 0, "run": {"baseline": False}}):
         table = overlay(table, above)
     try:
         return from_table(table)
@@ -117,7 +121,7 @@ def _refuse_twins(found: Sequence[Point], path: Path) -> None:
     for point in found:
         if (twin := names.setdefault(point.name, point)) is not point:
             raise ConfigError(
-                f"{path}: two runs are the same experiment ({twin.title}); leave out a value that occurs twice, or a "
+                f"{path}: two runs are the same experiment ({twin.label}); leave out a value that occurs twice, or a "
                 "key that changes nothing in a run, such as run.workers"
             )
 
@@ -131,9 +135,17 @@ def _base(given: Any, path: Path) -> Table:
 
 
 def _seeds(given: Any, path: Path) -> list[int]:
-    seeds = list(range(given)) if isinstance(given, int) and 0 < given <= MOST else given
-    if not isinstance(seeds, list) or not seeds or any(type(seed) is not int for seed in seeds):
-        raise ConfigError(f"{path}: seeds = {shown(given)}: expected their number, at most {MOST}, or a list of seeds")
+    seeds = list(range(given)) if type(given) is int and 0 < given <= MOST else given
+    if (
+        not isinstance(seeds, list)
+        or not seeds
+        or any(type(seed) is not int or not 0 <= seed < 2**63 for seed in seeds)
+    ):
+        raise ConfigError(
+            f"{path}: seeds = {shown(given)}: expected their number, at most {MOST}, or a list of whole numbers >= 0"
+        )
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"{path}: seeds = {shown(given)}: a seed occurs twice; leave it out")
     return seeds
 
 

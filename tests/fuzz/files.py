@@ -45,7 +45,7 @@ def _folder() -> Path:
 _KEPT: list[tempfile.TemporaryDirectory[str]] = []
 
 
-def _written(name: str, data: bytes) -> Path:
+def written(name: str, data: bytes) -> Path:
     path = _folder() / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
@@ -54,7 +54,7 @@ def _written(name: str, data: bytes) -> Path:
 
 def _svmlight(data: bytes) -> None:
     """What is read, written plainly, reads the same."""
-    text = read_svmlight(_written("a.txt", data))
+    text = read_svmlight(written("a.txt", data))
     assert np.isfinite(text.labels).all()
     assert np.isfinite(text.values).all()
     assert text.starts[0] == 0
@@ -65,7 +65,7 @@ def _svmlight(data: bytes) -> None:
         assert (np.diff(columns) > 0).all()
         pairs = (f"{i + 1}:{v!r}" for i, v in zip(columns.tolist(), values.tolist(), strict=True))
         lines.append(" ".join([repr(label), *pairs]))
-    again = read_svmlight(_written("b.txt", "\n".join(lines).encode()))
+    again = read_svmlight(written("b.txt", "\n".join(lines).encode()))
     for name in ("labels", "values", "columns", "starts"):
         assert getattr(again, name).tobytes() == getattr(text, name).tobytes()
 
@@ -75,7 +75,7 @@ def _libsvm(data: bytes) -> None:
     before, svmlight.MAX_DENSE = svmlight.MAX_DENSE, _DENSE
     try:
         for target in ("classes", "regression"):
-            found = LibSVM(str(_written("a.txt", data)), target=target).load(0)  # type: ignore[arg-type]
+            found = LibSVM(str(written("a.txt", data)), target=target).load(0)  # type: ignore[arg-type]
             assert bool(found.train.features.isfinite().all())
     finally:
         svmlight.MAX_DENSE = before
@@ -115,7 +115,7 @@ def _trace(data: bytes) -> None:
 
 
 def _idx(rank: int, data: bytes) -> None:
-    found = read_idx(_written("a.idx", data), rank)
+    found = read_idx(written("a.idx", data), rank)
     if data[:2] != b"\x1f\x8b":
         assert bytes([0, 0, 8, rank]) + struct.pack(f">{rank}I", *found.shape) + found.tobytes() == data
 
@@ -128,7 +128,7 @@ def _idx_case(rank: int) -> Case:
 
 def _toml(data: bytes) -> None:
     """An experiment that is read, written in full, is the same experiment."""
-    experiment = from_table(read_toml(_written("a.toml", data)))
+    experiment = from_table(read_toml(written("a.toml", data)))
     again = from_table(tomllib.loads(experiment.toml()))
     assert again == experiment
     assert again.identifier() == experiment.identifier()
@@ -198,7 +198,7 @@ def _checkpoints() -> list[bytes]:
 
 def _signed(data: bytes) -> bytes:
     """The same file with the digest that its content has, where it can be told."""
-    path, field = _written("signed", data), b'"digest":"'
+    path, field = written("signed", data), b'"digest":"'
     try:
         with safe_open(path, framework="pt") as file:
             told = file.metadata() or {}
@@ -266,11 +266,11 @@ _CHECKPOINT_WORDS += [
 
 def _logs(data: bytes) -> None:
     """metrics.jsonl and manifest.json."""
-    folder = RunFolder(_written("logs/metrics.jsonl", data).parent)
+    folder = RunFolder(written("logs/metrics.jsonl", data).parent)
     try:
         folder.metrics()
     finally:
-        _written("logs/manifest.json", data)
+        written("logs/manifest.json", data)
         folder.facts()
 
 

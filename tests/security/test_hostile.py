@@ -55,6 +55,7 @@ from fedsim.reporting.runs import read_run
 from fedsim.simulation.folder import RunFolder
 from fedsim.simulation.messages import answer_of, work_of
 from fedsim.simulation.sidebyside import read_account, read_bytes
+from fedsim.sweep.grid import read_sweep
 from fedsim.wire import Kind, decode_frame, encode_frame
 from tests.security.artefacts import TOML, anything, headers
 
@@ -190,6 +191,7 @@ def readers(place: Path, whole: Path) -> dict[str, tuple[Path | None, Refused, C
         ),
         "submission.json": (run / "submission.json", CheckpointError, lambda _: submission_of(run)),
         "an experiment": (place / "x.toml", ConfigError, lambda _: load(place / "x.toml")),
+        "a sweep": (place / "s.toml", ConfigError, lambda _: read_sweep(place / "s.toml")),
         "an experiment that is sent": (None, ConfigError, lambda content: read(content.decode("latin-1"))),
         "LibSVM": (place / "x.svm", DataError, lambda _: read_svmlight(place / "x.svm")),
         "idx": (place / "x.idx", DataError, lambda _: read_idx(place / "x.idx", 1)),

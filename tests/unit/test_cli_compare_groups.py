@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsim.cli import main
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.reporting.runs import find_runs, groups
 from fedsim.reporting.table import flat_row, table
 from fedsim.simulation.run import run
-from tests.conftest import Refused
+from tests.conftest import Command, Refused
 
 Compare = Callable[[str], tuple[int, str, str]]
 SEEDS = (0, 1, 2)
@@ -49,20 +47,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def compare(runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Compare:
+def compare(runs: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> Compare:
+    """``compare(arguments)``, in the folder of the runs."""
     monkeypatch.chdir(runs)
     monkeypatch.setenv("COLUMNS", "160")
-
-    def command(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedsim", "compare", *line.split()])
-        status = 0
-        try:
-            main.main()
-        except SystemExit as left:
-            status = int(left.code or 0)
-        return status, *capsys.readouterr()
-
-    return command
+    return lambda line: command("compare", *line.split())
 
 
 def told(folder: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from fedsim.cli import main
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.simulation import run as simulation
@@ -25,7 +24,7 @@ from fedsim.sweep import child, grid, presets
 from fedsim.sweep.grid import Point, points, read_sweep
 from fedsim.sweep.pool import Told, Work
 from fedsim.sweep.work import found, others, work
-from tests.conftest import Refused
+from tests.conftest import Command, Refused
 from tests.replication import experiments
 
 SMALL = """
@@ -119,8 +118,10 @@ def test_a_run_is_named_by_what_decides_what_it_leaves() -> None:
         ("seed = 3", ["here.toml: unknown key 'seed' (did you mean 'seeds'?)", "base, seeds, grid, variants"]),
         ("seeds = 0", ["here.toml: seeds = 0: expected their number"]),
         ("seeds = []", ["seeds = []"]),
+        ("seeds = true", ["seeds = true"]),
         ("seeds = [1, true]", ["seeds = [1, True]"]),
-        ("seeds = [1, -1]", ["here.toml: the base: seed = -1: expected a whole number from 0"]),
+        ("seeds = [1, -1]", ["seeds = [1, -1]: expected their number, at most 10000, or a list of whole numbers"]),
+        ("seeds = [1, 1]", ["seeds = [1, 1]: a seed occurs twice"]),
         ("seeds = 10001", ["seeds = 10001: expected their number, at most 10000"]),
         ("base = 3", ["base = 3: expected the path of an experiment, or a table [base]"]),
         ('base = "none.toml"', ["none.toml: cannot read the experiment"]),
@@ -139,7 +140,7 @@ def test_a_run_is_named_by_what_decides_what_it_leaves() -> None:
         ("variants = []", ["variants = []: expected tables [[variants]]"]),
         ("variants = [1]", ["variants = [1]"]),
         ("[[variants]]\nround = 3", ["round = 3: unknown key 'round' (did you mean 'rounds'?)"]),
-        ("[grid]\nuplink.levels = [1, 1]", ["two runs are the same experiment (artemis · seed 0)"]),
+        ("[grid]\nuplink.levels = [1, 1]", ["two runs are the same experiment (artemis)"]),
         ("[grid]\nrun.workers = [1, 2]", ["two runs are the same experiment", "such as run.workers"]),
         ("[base]\nseed = 1\n[grid]\nrounds = [1]\nlocal.batch = [1.5]", ["local.batch = 1.5: expected a whole number"]),
         (
@@ -190,19 +191,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def sweep(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Sweep:
+def sweep(place: Path, command: Command) -> Sweep:
     """``sweep(arguments)``: the command, in this process."""
-
-    def command(arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedsim", "sweep", *arguments.split()])
-        status = 0
-        try:
-            main.main()
-        except SystemExit as left:
-            status = int(left.code or 0)
-        return status, *capsys.readouterr()
-
-    return command
+    return lambda arguments: command("sweep", *arguments.split())
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -383,7 +374,7 @@ def test_an_interrupted_sweep_goes_on_without_repeating_a_run(how: str, sweep: S
         assert len(done) < len(all_points)
     if how == "ctrl-c":
         assert err.endswith(f"stopped: {len(done)} of 6 runs are finished; the same command goes on\n")
-        assert "stopped after round" in out
+        assert re.search(r"artemis · levels [14] · seed [012]  to be resumed: round \d+ of 600\n", out)
     before = contents(place / "runs")
     status, out, _ = sweep("s.toml --jobs 2")
     assert status == 0
@@ -410,7 +401,7 @@ def test_a_bar_for_every_run_in_a_terminal(place: Path) -> None:
         board.tell(0, Told("stopped", 4, 0.125))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "loss 0.2500  50.0 %" in shown
-    assert "1/2  artemis · seed 0  stopped after round 4, to be resumed" in shown
+    assert "1/2  artemis · seed 0  to be resumed: round 4 of 20" in shown
     assert line(point, None, 20) == "artemis · seed 0      to be run: 20 rounds"
     assert line(point, Told("finished", 20), 4).endswith("no loss (the data is elsewhere)")
 
@@ -423,12 +414,13 @@ def test_a_child_plays_what_it_is_given(place: Path) -> None:
     read, write = os.pipe()
     with os.fdopen(read, "rb", buffering=0) as given, os.fdopen(write, "wb") as parent:
         answers = io.BytesIO()
-        # All at once, which a parent never does: the first run takes what is waiting for the end, and stops.
+        # All at once, which a parent never does: the first run takes what is waiting for the end, and stops; the
+        # second goes on with it, and stops at the true end.
         parent.write(b"".join(msgspec.json.encode(one) + b"\n" for one in works[:2]))
         parent.close()
         child.serve(given, answers)
     said = [msgspec.json.decode(text, type=Told) for text in answers.getvalue().splitlines()]
-    assert said[-1].what == "stopped"
+    assert [(one.what, one.round) for one in said if one.what != "playing"] == [("stopped", 1), ("stopped", 2)]
 
     listened: list[Told] = []
     watcher = child.Watcher(listened.append, lambda: False)

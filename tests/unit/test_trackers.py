@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fedsim.errors import ConfigError, DivergedError, StoppedError
+from fedsim.errors import CheckpointError, ConfigError, DivergedError, StoppedError
 from fedsim.experiment import Experiment, load
 from fedsim.simulation import trackers
 from fedsim.simulation.comparison import uncompressed
@@ -254,3 +254,10 @@ def test_a_link_is_not_followed(refused: Refused, tmp_path: Path) -> None:
     with refused(ConfigError, "run.trackers: tensorboard failed", "a symbolic link"):
         run(tiny("tensorboard"), tmp_path / "run")
     assert (elsewhere / "events.out.tfevents.1").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", [b"", b"../../x", b"a\nb", b"\xff", b"x" * 65])
+def test_a_name_that_is_none(content: bytes, tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "wandb.id").write_bytes(content)
+    with refused(CheckpointError, "wandb.id: not the name of a run in a tracker; delete it"):
+        trackers.remembered(tmp_path / "wandb.id", lambda: "")

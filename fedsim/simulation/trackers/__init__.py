@@ -12,13 +12,14 @@ resumed run repeats its evaluations to the bit.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedsim.checkpoint import read_whole, write_whole
-from fedsim.errors import ConfigError, FedsimError, StoppedError, one_line
+from fedsim.errors import CheckpointError, ConfigError, FedsimError, StoppedError, one_line
 from fedsim.experiment import Experiment
 from fedsim.ledger import Cost
 from fedsim.simulation.folder import read_metrics
@@ -26,6 +27,8 @@ from fedsim.simulation.folder import read_metrics
 if TYPE_CHECKING:
     from fedsim.simulation.run import Observer
     from fedsim.simulation.setup import Setup
+
+_NAME = re.compile("[A-Za-z0-9-]{1,64}")
 
 Last = Callable[[str], int]
 """The last round of which a store has a measure; -1 for none."""
@@ -167,6 +170,8 @@ def _store(name: str, folder: Path) -> Store:
 def remembered(path: Path, make: Callable[[], str]) -> str:
     """The name under which a store knows this run: the text of a file of the run folder, which is made where it lacks.
 
+    Raises CheckpointError for a text that is no such name, as it may become part of a path or an address.
+
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as place:
     ...     [remembered(Path(place) / "id", name) for name in (lambda: "first", lambda: "second")]
@@ -174,4 +179,7 @@ def remembered(path: Path, make: Callable[[], str]) -> str:
     """
     if not path.exists():
         write_whole(path, make().encode())
-    return read_whole(path).decode().strip()
+    name = read_whole(path).decode("utf-8", "replace")
+    if not _NAME.fullmatch(name):
+        raise CheckpointError(f"{path}: not the name of a run in a tracker; delete it to begin a new one there")
+    return name
