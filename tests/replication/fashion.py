@@ -34,31 +34,35 @@ GOAL = 0.88
 PUBLISHED = {"sgd": 0.9230, "diana": 0.9225, "artemis": 0.8825, "mcm": 0.9125}
 """Test accuracy after 300 epochs."""
 
-AN_EPOCH = {"epochs": 1, "batch": 32, "order": "reshuffle", "step": 0.1, "send": "difference"}
-AVERAGING = {"local": AN_EPOCH, "server": {"step": 1.0}}
-"""FedAvg with an epoch of reshuffling at each client."""
-
-
-def averaging(algorithm: str, **tables: Any) -> Table:
-    """A recipe on top of FedAvg."""
-    return overlay(AVERAGING | {"algorithm": algorithm}, tables)
-
-
-def fed_back(compressor: str, **options: Any) -> Table:
-    """A biased compressor with error feedback."""
-    return {"compressor": compressor, "feedback": 1.0} | options
-
-
 FOUR = {"levels": 4}
+
+
+def averaging(cohort: int, epochs: int, algorithm: str, **channels: Table) -> Table:
+    """FedAvg's local epochs of reshuffling in front of a recipe, ``cohort`` clients a round, at most 25 rounds."""
+    return {
+        "algorithm": algorithm,
+        "rounds": 25,
+        "participation": {"scheme": "k-of-n", "k": cohort},
+        "local": {"epochs": epochs, "batch": 32, "order": "reshuffle", "step": 0.1, "send": "difference"},
+        "server": {"step": 1.0, "normalise": "present"},
+        **channels,
+    }
+
+
+ROTATED = {"compressor": "eden", "bits": 4, "feedback": 1.0}
+BUCKETS = {"levels": 16, "bucket": 128}
+
 CHEAP: dict[str, Table] = {
-    "fedavg": averaging("sgd"),
-    "fedpaq, s=4": averaging("qsgd", uplink=FOUR),
-    "artemis, s=4/4": averaging("artemis", uplink=FOUR, downlink=FOUR),
-    "mcm, s=4/4": averaging("mcm", uplink=FOUR, downlink=FOUR),
-    "stc 1 %": averaging("stc", uplink={"fraction": 0.01}, downlink={"fraction": 0.01}),
-    "stc 5 %": averaging("stc"),
+    "fedavg, 20 of 20, 1 epoch": averaging(20, 1, "sgd"),
+    "fedavg, 4 of 20, 2 epochs": averaging(4, 2, "sgd"),
+    "fedavg, 2 of 20, 3 epochs": averaging(2, 3, "sgd"),
+    "artemis s=16/16, 4, 2": averaging(4, 2, "artemis", uplink=BUCKETS, downlink=BUCKETS),
+    "rand-mcm s=16/16, 4, 2": averaging(4, 2, "rand-mcm", uplink=BUCKETS, downlink=BUCKETS),
+    "stc 5 %/5 %, 2, 3": averaging(2, 3, "stc"),
+    "eden 4 bits up, 2, 3": averaging(2, 3, "sgd", uplink=ROTATED),
+    "eden 4 bits up, 1, 5": averaging(1, 5, "sgd", uplink=ROTATED),
 }
-"""Candidates for the fewest bytes: all with an epoch of local steps."""
+"""Candidates for the fewest bytes: recipe or compressor, clients of a round, local epochs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,19 +30,19 @@ def published(shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 def small(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """The same with strides for pooling and fewer channels.
+    """Two convolutions with strides for pooling and norms, which learn in few steps, and a linear layer.
 
     >>> sum(p.numel() for p in small((1, 28, 28), 10).parameters())
-    55594
+    20842
     """
     channels, height, width = shape
     return nn.Sequential(
         nn.Conv2d(channels, 16, kernel_size=5, padding=2, stride=2),
+        nn.GroupNorm(8, 16),
         nn.ReLU(),
         nn.Conv2d(16, 32, kernel_size=3, padding=1, stride=2),
+        nn.GroupNorm(8, 32),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(32 * ((height + 3) // 4) * ((width + 3) // 4), 32),
-        nn.ReLU(),
-        nn.Linear(32, classes),
+        nn.Linear(32 * ((height + 3) // 4) * ((width + 3) // 4), classes),
     )
