@@ -135,6 +135,11 @@ class DeployOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that determines a run. ``Experiment.of(algorithm="diana")`` starts from a recipe.
 
+    Args:
+        algorithm: the recipe, whose settings are the defaults of all other keys; `fedsim recipes` lists them.
+        seed: of all random numbers.
+        rounds: how many are played.
+
     >>> Experiment.of(algorithm="diana", rounds=10).downlink.compressor
     Identity(values='float32')
     """

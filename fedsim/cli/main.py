@@ -10,7 +10,7 @@ from typing import Annotated
 import click
 import typer
 
-from fedsim.cli import certs, compare, cost, data, doctor, messages, recipes, resume, run, theory, worker
+from fedsim.cli import certs, cite, compare, cost, data, doctor, keys, messages, recipes, resume, run, theory, worker
 from fedsim.errors import FedsimError, StoppedError, one_line
 
 app = typer.Typer(name="fedsim", add_completion=False, pretty_exceptions_enable=False)
@@ -20,6 +20,8 @@ for command in (
     cost.cost,
     compare.compare,
     recipes.recipes,
+    keys.keys,
+    cite.cite,
     data.data,
     messages.messages,
     theory.theory,
