@@ -136,8 +136,8 @@ def problems(libsvm: Path) -> dict[str, Problem]:
         "participation": {"scheme": "full"},
     }
     return {
-        "a9a": Problem("a9a", a9a, (0.1, 0.03, 0.01, 0.003), 200, (1, 4)),
-        "digits": Problem("digits", {}, (1.0, 0.5, 0.3, 0.2), 300, (3, 9, 27)),
+        "a9a": Problem("a9a", a9a, (0.1, 0.03, 0.01, 0.003), 200, (1, 4, 16)),
+        "digits": Problem("digits", {}, (1.0, 0.5, 0.3, 0.2), 300, (1, 3, 9, 27, 81)),
     }
 
 
@@ -197,9 +197,12 @@ def curves(problem: Problem, processes: int, recipes: Sequence[str] = ()) -> lis
 
 
 def front(some: Iterable[Curve]) -> list[tuple[Point, Trial]]:
-    """The Pareto front, by bytes: points than which no other, of any curve, has both fewer bytes and less excess."""
+    """The Pareto front, by bytes: points than which no other, of any curve, has both fewer bytes and less excess.
+
+    The start, where nothing has been sent, is nobody's.
+    """
     every = sorted(
-        ((point, curve.trial) for curve in some for point in curve.points),
+        ((point, curve.trial) for curve in some for point in curve.points if point.bytes),
         key=lambda pair: (pair[0].bytes, pair[0].excess),
     )
     best: list[tuple[Point, Trial]] = []
@@ -235,10 +238,13 @@ def lines(problem: Problem, some: Sequence[Curve]) -> Iterator[str]:
         how = f"{last[0].rounds:6d}  {last[1].setting}, step x {last[1].multiple:g}" if last else f"{'-':>6s}"
         yield f"{name:26s}{cells}   {how}"
     shares = ", ".join(f"{name} ({count})" for name, count in sorted(ahead.items(), key=lambda pair: -pair[1]))
+    refused: dict[tuple[str, str], list[Curve]] = {}
     for curve in some:
         if not curve.points:
-            trial = curve.trial
-            yield f"refused: {trial.recipe}, {trial.setting}, step x {trial.multiple:g}: {curve.ended}"
+            refused.setdefault((curve.trial.recipe, curve.trial.setting), []).append(curve)
+    for (name, setting), group in refused.items():
+        steps = ", ".join(f"{curve.trial.multiple:g}" for curve in group)
+        yield f"refused: {name}, {setting}, step x {steps}: {group[-1].ended}"
     yield f"on the Pareto front, of {sum(ahead.values())} points: {shares}"
 
 

@@ -67,10 +67,10 @@ def test_a_small_table_of_digits(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_recipe_on_digits() -> None:
-    """Bidirectional compression holds the whole front but its beginning, and the last target costs a tenth of sgd's."""
+    """The last target is reached with a fifth of the bytes of sgd in its best step, the clients' first models included."""
     some = pareto.curves(DIGITS, 2)
     plain = pareto.best([one for one in some if one.trial.recipe == "sgd"], DIGITS.targets[-1])
     cheapest = pareto.best(some, DIGITS.targets[-1])
     assert plain is not None
     assert cheapest is not None
-    assert 10 * cheapest[0].bytes < plain[0].bytes
+    assert 5 * cheapest[0].bytes < plain[0].bytes
