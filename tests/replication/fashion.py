@@ -50,6 +50,9 @@ def averaging(cohort: int, epochs: int, algorithm: str, **channels: Table) -> Ta
 
 
 ROTATED = {"compressor": "eden", "bits": 4, "feedback": 1.0}
+OWN = {"compressor": "eden", "bits": 4, "memory": "model", "each": True}
+"""A message of its own for every client, as in Rand-MCM: who was absent has nothing to catch up with."""
+
 BUCKETS = {"levels": 16, "bucket": 128}
 
 CHEAP: dict[str, Table] = {
@@ -61,6 +64,8 @@ CHEAP: dict[str, Table] = {
     "stc 5 %/5 %, 2, 3": averaging(2, 3, "stc"),
     "eden 4 bits up, 2, 3": averaging(2, 3, "sgd", uplink=ROTATED),
     "eden 4 bits up, 1, 5": averaging(1, 5, "sgd", uplink=ROTATED),
+    "eden 4 bits both ways, 2, 3": averaging(2, 3, "sgd", uplink=ROTATED, downlink=OWN),
+    "eden 4 bits both ways, 2, 5": averaging(2, 5, "sgd", uplink=ROTATED, downlink=OWN),
 }
 """Candidates for the fewest bytes: recipe or compressor, clients of a round, local epochs."""
 

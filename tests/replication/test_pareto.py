@@ -67,7 +67,7 @@ def test_a_small_table_of_digits(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_recipe_on_digits() -> None:
-    """The last target is reached with a fifth of the bytes of sgd in its best step, the clients' first models included."""
+    """The last target costs a fifth of the bytes of sgd in its best step, the clients' first models included."""
     some = pareto.curves(DIGITS, 2)
     plain = pareto.best([one for one in some if one.trial.recipe == "sgd"], DIGITS.targets[-1])
     cheapest = pareto.best(some, DIGITS.targets[-1])
