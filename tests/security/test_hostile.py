@@ -215,7 +215,7 @@ def readers(place: Path, whole: Path) -> dict[str, tuple[Path | None, Refused, C
     }
 
 
-READERS = 26
+READERS = 28
 
 
 @pytest.fixture(scope="module")
