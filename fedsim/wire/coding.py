@@ -29,8 +29,8 @@ from fedsim.wire import digits, drawn, factors, kept, levels, placed, values
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """The format of one kind of layout. bounds: bytes of the shortest and longest message; total: it needs no proof
-    that a message is canonical, as every string of the right length is one."""
+    """The format of one kind of layout. bounds: bytes of the shortest and longest message; total: its decoder itself
+    refuses what is no row's encoding, or every string of the right length is one."""
 
     bounds: Callable[[Any], tuple[int, int]]
     size: Callable[[Any], Tensor]
@@ -41,7 +41,7 @@ class Code:
 
 CODES: dict[type, Code] = {
     ValuesLayout: Code(values.bounds, values.size, values.encode, values.decode, total=True),
-    LevelsLayout: Code(levels.bounds, levels.size, levels.encode, levels.decode),
+    LevelsLayout: Code(levels.bounds, levels.size, levels.encode, levels.decode, total=True),
     DigitsLayout: Code(digits.bounds, digits.size, digits.encode, digits.decode),
 }
 
@@ -52,7 +52,7 @@ def bounds(layout: Layout) -> tuple[int, int]:
 
 
 def longest(layout: Layout) -> int:
-    """Bytes that no message of this layout exceeds; a short row reaches them. Raises WireError if it has no format."""
+    """Bytes that no message of this layout exceeds. Raises WireError if it has no format."""
     return bounds(layout)[1]
 
 

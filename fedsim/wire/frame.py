@@ -2,7 +2,7 @@
 
     offset  bytes   field     meaning
          0      2   magic     "FS"
-         2      1   version   2
+         2      1   version   3
          3      1   kind      what the body is (``Kind``)
          4      8   run       the run it belongs to
         12      4   round     u32
@@ -15,7 +15,7 @@
 The body of UPDATES is any number of messages, each after its length: a LEB128 varint (7 bits a byte, low bits first,
 the high bit set on all bytes but the last, no needless last zero).
 
-Version 2 has one more code for levels, so that rows which it shortens are no longer sent as version 1 did.
+Version 2 had one more code for levels than version 1. In version 3 levels are sent by an arithmetic code.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from enum import IntEnum
 from fedsim.errors import WireError
 
 HEADER_BYTES = 40
-VERSION = 2
+VERSION = 3
 MAGIC = b"FS"
 RUN_BYTES = 8
 DIGEST_BYTES = 8

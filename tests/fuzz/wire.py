@@ -49,7 +49,7 @@ LAYOUTS: dict[str, Layout] = {
     "buckets": LevelsLayout(90, 4, 32),
     "sixteen": LevelsLayout(300, 16, 300),
     "largest": LevelsLayout(7, MAX_LEVELS, 3),
-    "far": LevelsLayout(40_000, 1, 40_000),
+    "far": LevelsLayout(4000, 1, 4000),
     "float32": ValuesLayout(9),
     "float64": ValuesLayout(5, torch.float64),
     "places": PlacedLayout(60, 6, ValuesLayout(6)),
