@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.method import Method
+from fedsim.algorithms.method import Method, fitted_channel
 from fedsim.algorithms.theory import Problem, Promise, Setting, Steps, admissible, promise, uncovered
 from fedsim.algorithms.whitening import Off
+from fedsim.compression import fitted
 from fedsim.data import Examples, Federation
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
@@ -72,14 +73,15 @@ def problem(experiment: Experiment, federation: Federation, task: Task) -> Probl
         convexity=convexity(federation, task),
         clients=federation.clients,
         batches=batches,
-        up=experiment.uplink.compressor.omega(task.dim),
-        down=experiment.downlink.compressor.omega(task.dim),
+        up=fitted(experiment.uplink.compressor, task.sizes).omega(task.dim),
+        down=fitted(experiment.downlink.compressor, task.sizes).omega(task.dim),
     )
 
 
 def theory_steps(experiment: Experiment, federation: Federation, task: Task) -> Steps:
     """The largest steps that a theorem admits for this experiment. Raises ConfigError with the reasons if none does."""
-    method = Method(experiment.uplink, experiment.downlink, experiment.server, task.dim)
+    uplink, downlink = fitted_channel(experiment.uplink, task.sizes), fitted_channel(experiment.downlink, task.sizes)
+    method = Method(uplink, downlink, experiment.server, task.dim)
     constants = problem(experiment, federation, task)
     reasons = uncovered(setting(experiment, federation, task), method)
     if reasons:

@@ -1,7 +1,7 @@
 """Payload rows <-> bytes: one message a row, lossless, canonical (one row has one encoding, and only that one is read).
 
 Each layout has a module with its format: ``values``, ``levels``, ``digits``, ``factors``; ``placed`` and ``drawn``,
-whose messages hold that of a shorter row (``kept``).
+whose messages hold that of a shorter row (``kept``); and ``parts``, whose messages hold several.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from fedsim.compression.payload import (
     FactorsLayout,
     Layout,
     LevelsLayout,
+    PartsLayout,
     Payload,
     Received,
     Sparse,
     ValuesLayout,
 )
 from fedsim.errors import WireError
-from fedsim.wire import digits, drawn, factors, kept, levels, placed, values
+from fedsim.wire import digits, drawn, factors, kept, levels, parts, placed, values
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,4 +100,5 @@ _OF_KEPT = bounds, size, encode, decode
 CODES[FactorsLayout] = Code(factors.bounds, factors.size, factors.encode, factors.decode, total=True)
 CODES[MaskedLayout] = Code(drawn.masked_bounds, drawn.masked_size, drawn.masked_encode, drawn.masked_decode, total=True)
 CODES[DrawnLayout] = Code(*kept.before(drawn.HEAD, *_OF_KEPT), total=True)
+CODES[PartsLayout] = Code(*parts.of_each(*_OF_KEPT), total=True)
 CODES[PlacedLayout] = Code(*kept.before(placed.HEAD, *_OF_KEPT), total=True)

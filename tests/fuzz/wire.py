@@ -22,6 +22,8 @@ from fedsim.compression.payload import (
     Layout,
     Levels,
     LevelsLayout,
+    Parts,
+    PartsLayout,
     Payload,
     Values,
     ValuesLayout,
@@ -65,6 +67,9 @@ LAYOUTS: dict[str, Layout] = {
     "factors": FactorsLayout(11, 3, 4, 2),
     "digits": DigitsLayout(90, 16, 30, seeded=True),
     "digits, exponents": DigitsLayout(200, 511),
+    "parts": PartsLayout(
+        100, (LevelsLayout(60, 1, 60), ValuesLayout(3), LevelsLayout(30, 4, 8), MaskedLayout(7, 2**31))
+    ),
 }
 
 _CRC = struct.Struct("<II")
@@ -104,6 +109,8 @@ def _messages(data: bytes) -> None:
 def rows_of(layout: Layout, seed: int) -> Payload:
     """Rows from empty to full."""
     generator = np.random.default_rng(seed)
+    if isinstance(layout, PartsLayout):
+        return Parts(layout, tuple(rows_of(part, seed + i) for i, part in enumerate(layout.parts)))
     shares = np.array([0.0, 3 / layout.d, 0.02, 0.1, 0.4, 1.0])
     if isinstance(layout, ValuesLayout):
         values = generator.standard_normal((6, layout.d))
