@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 import torch
@@ -20,13 +20,15 @@ from fedsim.compression import (
     Natural,
     NaturalDithering,
     Payload,
+    PerTensor,
     Quantize,
     Sign,
     Sparsifier,
+    fitted,
 )
 from fedsim.randomness import Stream
 
-AnyCompressor = Identity | Quantize | Natural | NaturalDithering | Sign | Eden | Half | Sparsifier
+AnyCompressor = Identity | Quantize | Natural | NaturalDithering | Sign | Eden | Half | Sparsifier | PerTensor
 Feedback = Annotated[float, msgspec.Meta(ge=0, le=1)] | Literal["step"]
 
 
@@ -106,6 +108,14 @@ def memory_rate(compressor: Compressor, levels: int, d: int) -> float:
     """1 / (2 (omega + 1)), and 1 for a biased compressor. levels: when > 0, of the s-quantization to take instead."""
     omega = (Quantize(levels) if levels else compressor).omega(d)
     return 1.0 / (2.0 * (omega + 1.0)) if math.isfinite(omega) else 1.0
+
+
+Channel = TypeVar("Channel", Uplink, Downlink)
+
+
+def fitted_channel(channel: Channel, sizes: tuple[int, ...]) -> Channel:
+    """With its compressor for a model whose tensors have so many coordinates each."""
+    return msgspec.structs.replace(channel, compressor=fitted(channel.compressor, sizes))
 
 
 class ServerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,12 +19,15 @@ from fedsim.compression.payload import (
     Layout,
     Levels,
     LevelsLayout,
+    Parts,
+    PartsLayout,
     Payload,
     Received,
     Sparse,
     Values,
     ValuesLayout,
 )
+from fedsim.compression.pertensor import PerTensor, fitted
 from fedsim.compression.quantize import Quantize
 from fedsim.compression.randomk import Bernoulli, PermK, RandK
 from fedsim.compression.sign import Sign
@@ -45,7 +48,10 @@ __all__ = [
     "LowRank",
     "Natural",
     "NaturalDithering",
+    "Parts",
+    "PartsLayout",
     "Payload",
+    "PerTensor",
     "PermK",
     "Quantize",
     "RandK",
@@ -58,6 +64,7 @@ __all__ = [
     "Values",
     "ValuesLayout",
     "compress_difference",
+    "fitted",
     "send",
     "weighted_sums",
 ]

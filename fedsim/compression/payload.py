@@ -124,14 +124,35 @@ class Factors:
     right: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class PartsLayout:
+    """Rows of ``d`` coordinates in parts, one after another, each with a layout of its own."""
+
+    d: int
+    parts: tuple[Layout, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """parts: payloads of n rows each."""
+
+    layout: PartsLayout
+    parts: tuple[Payload, ...]
+
+
 Layout = (
     ValuesLayout
     | LevelsLayout
     | DigitsLayout
     | (PlacedLayout | DrawnLayout | MaskedLayout | FactorsLayout)  # of fewer numbers than the row has
+    | PartsLayout
 )
 Payload = (
-    Values | Levels | Digits | (Placed | Drawn | Masked | Factors)  # of fewer numbers than the row has
+    Values
+    | Levels
+    | Digits
+    | (Placed | Drawn | Masked | Factors)  # of fewer numbers than the row has
+    | Parts
 )
 Received = Payload | Sparse
 """What the server's arithmetic takes; only a ``Payload`` has an encoding, which is that of the same rows."""
@@ -139,6 +160,8 @@ Received = Payload | Sparse
 
 def row(payload: Payload, i: int) -> Payload:
     """The message of one client: row ``i`` as a payload of one row (views, no copies)."""
+    if isinstance(payload, Parts):
+        return Parts(payload.layout, tuple(row(part, i) for part in payload.parts))
     held = {field.name: getattr(payload, field.name) for field in fields(payload) if field.name != "layout"}
     cut: dict[str, Any] = {
         name: part[i : i + 1] if isinstance(part, Tensor) else row(part, i) for name, part in held.items()
@@ -148,6 +171,9 @@ def row(payload: Payload, i: int) -> Payload:
 
 def parts(payload: Payload) -> dict[str, Tensor]:
     """What crosses, by name: tensors whose first axis is the rows."""
+    if isinstance(payload, Parts):
+        named = ((f"{i}.{name}", part) for i, inner in enumerate(payload.parts) for name, part in parts(inner).items())
+        return dict(named)
     found: dict[str, Tensor] = {}
     for field in fields(payload):
         part = getattr(payload, field.name)

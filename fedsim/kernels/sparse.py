@@ -16,12 +16,16 @@ from fedsim.kernels import philox
 from fedsim.kernels.average import _halve
 from fedsim.kernels.compile import compiled
 from fedsim.kernels.quantize import Counts, Norms, Rows, _norms
-from fedsim.kernels.rice import DE_BRUIJN, PLACES
 
 Ints = NDArray[np.int64]
 Levels = NDArray[np.int32]
 Flags = NDArray[np.uint8]
 
+_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+"""All 64 six-bit words follow in its bits, so that its product with 2^i begins with a word that tells i."""
+
+_PLACES = np.zeros(64, np.uint8)
+_PLACES[[(int(_DE_BRUIJN) << i) % 2**64 >> 58 for i in range(64)]] = np.arange(64)
 _SCRATCH = 2**13
 """Numbers of a portion of columns, all clients folded once: they stay in the first-level cache."""
 
@@ -108,7 +112,7 @@ def quantize(
             for eight in range(len(eights)):
                 flagged = eights[eight]
                 while flagged:
-                    j = 8 * eight + int(PLACES[((flagged & (~flagged + one)) * DE_BRUIJN) >> np.uint64(58)] >> 3)
+                    j = 8 * eight + int(_PLACES[((flagged & (~flagged + one)) * _DE_BRUIJN) >> np.uint64(58)] >> 3)
                     flagged &= flagged - one
                     at = start + j
                     norm = kind(norms[i, 0 if len(norms[i]) == 1 else at // bucket])

@@ -9,9 +9,10 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.method import Method, ServerOptions
+from fedsim.algorithms.method import Method, ServerOptions, fitted_channel
 from fedsim.algorithms.theory import Problem, Setting, Steps, facts, theorem_of
 from fedsim.algorithms.whitening import Off
+from fedsim.compression import fitted
 from fedsim.data import Examples, Federation
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
@@ -110,7 +111,7 @@ def problem(experiment: Experiment, federation: Federation, task: Task) -> Probl
     if batches > 1:
         heaviest = max(steps_of_a_pass(n, local.batch) * min(local.batch, n) / n for n in sizes)
     smooth = torch.tensor([task.smoothness(shard, "spectral") for shard in shards], dtype=torch.float64)
-    up, down = experiment.uplink.compressor, experiment.downlink.compressor
+    up, down = (fitted(way.compressor, task.sizes) for way in (experiment.uplink, experiment.downlink))
     p = experiment.participation.probability(n)
     chosen = n / (n - 1) if isinstance(experiment.participation, KofN) and n > 1 else 1.0
     return Problem(
@@ -147,7 +148,8 @@ def _spread(n: int, b: int) -> float:
 
 def theory_steps(experiment: Experiment, federation: Federation, task: Task) -> Steps:
     """The largest steps that a theorem admits for this experiment. Raises ConfigError with the reasons if none does."""
-    method = Method(experiment.uplink, experiment.downlink, experiment.server, task.dim)
+    uplink, downlink = (fitted_channel(way, task.sizes) for way in (experiment.uplink, experiment.downlink))
+    method = Method(uplink, downlink, experiment.server, task.dim)
     constants, where = problem(experiment, federation, task), setting(experiment, federation, task)
     theorem = theorem_of(where, method)
     reasons = theorem.reasons(where, method)

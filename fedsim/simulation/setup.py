@@ -12,7 +12,7 @@ from torch import Tensor
 from fedsim.algorithms import robust, whitening
 from fedsim.algorithms.artemis import Cohort
 from fedsim.algorithms.checks import check, check_channels
-from fedsim.algorithms.method import Method
+from fedsim.algorithms.method import Method, fitted_channel
 from fedsim.algorithms.steps import scheduled, step_size
 from fedsim.algorithms.theory import Steps
 from fedsim.data import Federation, Own, deal
@@ -129,6 +129,7 @@ def prepare(experiment: Experiment) -> Setup:
     shape = tuple(federation.features.shape[1:])
     task = _reduced(experiment, experiment.task.build(shape, federation.classes, dtype, device))
     participation, server = experiment.participation, experiment.server
+    uplink, downlink = fitted_channel(experiment.uplink, task.sizes), fitted_channel(experiment.downlink, task.sizes)
     whitened = whitening.layers_of(experiment.whitening, experiment.direction, task.layers)
     choice = choose(experiment, task, federation, device)
     whitening.check(experiment.whitening, experiment.direction, experiment.local, choice.chunk, experiment.server.step)
@@ -136,13 +137,13 @@ def prepare(experiment: Experiment) -> Setup:
     sizes = torch.tensor(experiment.data.samples) if isinstance(experiment.data, Own) else federation.sizes
     clock = clock_of(experiment, sizes.numpy())
     present = participation.probability(federation.clients) * (1.0 if clock is None else clock.least)
-    check(experiment.uplink, experiment.downlink, server, present)
+    check(uplink, downlink, server, present)
     if experiment.downlink.each and not isinstance(experiment.whitening, whitening.Off):
         raise ConfigError(
             "downlink.each = true sends nobody what others were sent, and so no pooled moments; "
             "use downlink.each = false or whitening.mode = 'off'"
         )
-    robust.check(server, experiment.uplink, experiment.whitening, task.dim)
+    robust.check(server, uplink, experiment.whitening, task.dim)
     if isinstance(experiment.rate, Salr) and experiment.rate.level == "server" and experiment.uplink.feedback == "step":
         raise ConfigError(
             "uplink.feedback = 'step' needs the server's step before the upload, but rate.level = 'server' finds it "
@@ -166,7 +167,7 @@ def prepare(experiment: Experiment) -> Setup:
     check_plan(local, experiment.rate, experiment.direction, choice.chunk)
     needs_local_step = local.steps > 1 or local.epochs or local.send == "difference"
     local_step = step_size("local.step", local.step, smoothness, lambda: theory().local) if needs_local_step else step
-    method = Method(experiment.uplink, experiment.downlink, server, task.dim)
+    method = Method(uplink, downlink, server, task.dim)
     check_channels(method, step, present)
     weights = client_weights(server, sizes.to(device))
     plan = Plan(local, local_step, choice.chunk, order_named(local.order), experiment.rate, experiment.direction)

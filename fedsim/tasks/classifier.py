@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -88,6 +89,11 @@ class Classifier:
     def dim(self) -> int:
         """Number of parameters."""
         return self.layout.dim
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Those of the parameters."""
+        return tuple(stop - start for start, stop in pairwise(self.layout.offsets))
 
     @property
     def layers(self) -> tuple[Layer, ...]:

@@ -101,6 +101,11 @@ class Linear:
     device: torch.device
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """One tensor."""
+        return (self.dim,)
+
+    @property
     def layers(self) -> tuple[Layer, ...]:
         """One output without a bias: a column of ones in the data is a feature like any other."""
         return (Layer("scores", 1, self.dim, 0),)
@@ -190,6 +195,11 @@ class SoftmaxRegression:
     def dim(self) -> int:
         """(inputs + 1) * classes."""
         return (self.inputs + 1) * self.classes
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Weights and biases."""
+        return self.inputs * self.classes, self.classes
 
     @property
     def layers(self) -> tuple[Layer, ...]:

@@ -41,6 +41,11 @@ class Task(Protocol):
         ...
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """Coordinates of each tensor in a row, in order."""
+        ...
+
+    @property
     def layers(self) -> tuple[Layer, ...]:
         """The linear layers in a row; none where there is nothing to whiten."""
         ...

@@ -30,17 +30,17 @@ from numpy.typing import NDArray
 
 from fedsim import kernels
 from fedsim.errors import WireError
-from fedsim.wire.bits import Bits, Ints, fields, fixed, read_fields, read_fixed, unary
+from fedsim.wire.bits import Bits, Ints, fields, fixed, log2, read_fields, read_fixed, unary
 
 Symbols = NDArray[np.int32]
 
 _TOTAL = 2**24
 _LONGEST = 32
+"""Bit length that no count exceeds."""
 _BLOCK = 2**16
 """Symbols looked up at once: numpy does that by int64, which of a whole row would be twice its size."""
-"""Bit length that no count exceeds."""
 _FRACTION = 16
-"""Bits after the point of ``_log2``."""
+"""Bits after the point of a logarithm."""
 
 
 def table(counts: Ints) -> Bits:
@@ -59,7 +59,7 @@ def estimate(counts: Ints) -> int:
     """Zero-order entropy of all symbols in bits, rounded down; the same on every machine."""
     some = counts[counts > 0]
     total = some.sum(keepdims=True)
-    return int((some * (_log2(total) - _log2(some))).sum()) >> _FRACTION
+    return int((some * (log2(total, _FRACTION) - log2(some, _FRACTION))).sum()) >> _FRACTION
 
 
 def least(counts: Ints) -> int:
@@ -148,17 +148,6 @@ def frequencies(weights: Ints) -> Ints:
 def _model(weights: Ints) -> Any:
     # constriction adds 1 to each of m symbols and scales what it is given to 2^24 - m, which it is already
     return constriction.stream.model.Categorical((frequencies(weights) - 1).astype(np.float64), perfect=False)
-
-
-def _log2(numbers: Ints) -> Ints:
-    """Binary logarithms of numbers in [1, 2^32), in units of 2^-16, rounded down; digit by digit, by squaring."""
-    logs = _bit_lengths(numbers) - 1
-    rest = numbers.astype(np.uint64) << (31 - logs).astype(np.uint64)  # 2^31 times a number in [1, 2)
-    for _ in range(_FRACTION):
-        rest = rest * rest >> np.uint64(31)
-        digit = rest >> np.uint64(32)
-        rest, logs = rest >> digit, 2 * logs + digit.astype(np.int64)
-    return logs
 
 
 def _bit_lengths(numbers: Ints) -> Ints:

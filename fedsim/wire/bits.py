@@ -93,6 +93,22 @@ def read_unary(bits: Bits) -> Ints:
     return np.diff(np.flatnonzero(bits == 0), prepend=-1) - 1
 
 
+def log2(numbers: Ints, digits: int) -> Ints:
+    """Binary logarithms of numbers in [1, 2^32), in units of 2^-digits, rounded down; digit by digit, by squaring, so
+    that they are the same on any machine.
+
+    >>> log2(np.array([1, 3, 8]), 4)  # log2(3) = 1.585, and 0.585 * 16 = 9.36
+    array([ 0, 25, 48])
+    """
+    logs = np.frexp(numbers)[1].astype(np.int64) - 1  # frexp's exponent is the bit length of a number below 2^53
+    rest = numbers.astype(np.uint64) << (31 - logs).astype(np.uint64)  # 2^31 times a number in [1, 2)
+    for _ in range(digits):
+        rest = rest * rest >> np.uint64(31)
+        digit = rest >> np.uint64(32)
+        rest, logs = rest >> digit, 2 * logs + digit.astype(np.int64)
+    return logs
+
+
 def group(base: int) -> int:
     """g: the largest number of digits of ``base`` (2 <= base <= 2^62) with base^g <= 2^62."""
     digits, power = 0, base

@@ -1,7 +1,7 @@
 """Payload rows <-> bytes: one message a row, lossless, canonical (one row has one encoding, and only that one is read).
 
 Each layout has a module with its format: ``values``, ``levels``, ``digits``, ``factors``; ``placed`` and ``drawn``,
-whose messages hold that of a shorter row (``kept``).
+whose messages hold that of a shorter row (``kept``); and ``parts``, whose messages hold several.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from fedsim.compression.payload import (
     FactorsLayout,
     Layout,
     LevelsLayout,
+    PartsLayout,
     Payload,
     Received,
     Sparse,
     ValuesLayout,
 )
 from fedsim.errors import WireError
-from fedsim.wire import digits, drawn, factors, kept, levels, placed, values
+from fedsim.wire import digits, drawn, factors, kept, levels, parts, placed, values
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """The format of one kind of layout. bounds: bytes of the shortest and longest message; total: it needs no proof
-    that a message is canonical, as every string of the right length is one."""
+    """The format of one kind of layout. bounds: bytes of the shortest and longest message; total: its decoder itself
+    refuses what is no row's encoding, or every string of the right length is one."""
 
     bounds: Callable[[Any], tuple[int, int]]
     size: Callable[[Any], Tensor]
@@ -41,7 +42,7 @@ class Code:
 
 CODES: dict[type, Code] = {
     ValuesLayout: Code(values.bounds, values.size, values.encode, values.decode, total=True),
-    LevelsLayout: Code(levels.bounds, levels.size, levels.encode, levels.decode),
+    LevelsLayout: Code(levels.bounds, levels.size, levels.encode, levels.decode, total=True),
     DigitsLayout: Code(digits.bounds, digits.size, digits.encode, digits.decode),
 }
 
@@ -52,7 +53,7 @@ def bounds(layout: Layout) -> tuple[int, int]:
 
 
 def longest(layout: Layout) -> int:
-    """Bytes that no message of this layout exceeds; a short row reaches them. Raises WireError if it has no format."""
+    """Bytes that no message of this layout exceeds. Raises WireError if it has no format."""
     return bounds(layout)[1]
 
 
@@ -99,4 +100,5 @@ _OF_KEPT = bounds, size, encode, decode
 CODES[FactorsLayout] = Code(factors.bounds, factors.size, factors.encode, factors.decode, total=True)
 CODES[MaskedLayout] = Code(drawn.masked_bounds, drawn.masked_size, drawn.masked_encode, drawn.masked_decode, total=True)
 CODES[DrawnLayout] = Code(*kept.before(drawn.HEAD, *_OF_KEPT), total=True)
+CODES[PartsLayout] = Code(*parts.of_each(*_OF_KEPT), total=True)
 CODES[PlacedLayout] = Code(*kept.before(placed.HEAD, *_OF_KEPT), total=True)

@@ -2,7 +2,7 @@
 
     offset  bytes   field     meaning
          0      2   magic     "FS"
-         2      1   version   2
+         2      1   version   3
          3      1   kind      what the body is (``Kind``)
          4      8   run       the run it belongs to
         12      4   round     u32
@@ -15,7 +15,7 @@
 The body of UPDATES is any number of messages, each after its length: a LEB128 varint (7 bits a byte, low bits first,
 the high bit set on all bytes but the last, no needless last zero).
 
-Version 2 has one more code for levels, so that rows which it shortens are no longer sent as version 1 did.
+Version 2 had one more code for levels than version 1. In version 3 levels are sent by an arithmetic code.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from enum import IntEnum
 from fedsim.errors import WireError
 
 HEADER_BYTES = 40
-VERSION = 2
+VERSION = 3
 MAGIC = b"FS"
 RUN_BYTES = 8
 DIGEST_BYTES = 8
@@ -122,7 +122,7 @@ def pack_messages(messages: Sequence[bytes]) -> bytes:
     >>> pack_messages([b"ab", b""])
     b'\\x02ab\\x00'
     """
-    return b"".join(part for message in messages for part in (_varint(len(message)), message))
+    return b"".join(part for message in messages for part in (varint(len(message)), message))
 
 
 def unpack_messages(body: bytes, bounds: tuple[int, int], count_limit: int) -> list[bytes]:
@@ -139,7 +139,7 @@ def unpack_messages(body: bytes, bounds: tuple[int, int], count_limit: int) -> l
             raise WireError(f"more than {count_limit} messages in one frame")
         length = body[position]
         if length > 0x7F:
-            length, position = _read_varint(body, position)
+            length, position = read_varint(body, position)
         else:
             position += 1
         if not least <= length <= most:
@@ -175,7 +175,8 @@ def _crc(header: bytes, body: bytes) -> int:
     return zlib.crc32(body, zlib.crc32(header))
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """A number >= 0 as a LEB128 varint."""
     octets = bytearray()
     while number > 0x7F:
         octets.append(number & 0x7F | 0x80)
@@ -183,8 +184,8 @@ def _varint(number: int) -> bytes:
     return bytes(octets) + bytes([number])
 
 
-def _read_varint(body: bytes, position: int) -> tuple[int, int]:
-    """(number, position after it)."""
+def read_varint(body: bytes, position: int) -> tuple[int, int]:
+    """Inverse of ``varint``: (number, position after it). Raises WireError on what that does not write."""
     number = 0
     for i, octet in enumerate(body[position : position + _VARINT_BYTES]):
         number |= (octet & 0x7F) << 7 * i

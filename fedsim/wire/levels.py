@@ -1,39 +1,21 @@
 """Rows of levels <-> bytes; see ``coding`` for the calls.
 
   norms  one little-endian float32 for each bucket: finite, >= 0, not -0.0.
-  body   nothing if every norm is zero. Else a string of bits, most significant bit of a byte first, that starts with a
-         4-bit code and is padded to whole bytes.
+  body   nothing if every norm is zero. Else one of
+           model    an arithmetic code (see ``arithmetic``) under one of a few distributions (see ``model``); its first
+                    byte is not 255
+           entropy  a byte of ones | a table of the counts of level + s, zeros to a whole byte, words (see ``ans``)
 
-  code 15, dense    code | level + s of each coordinate as digits of base 2 s + 1, grouped (see ``bits``) | zeros
-  code 15, entropy  code | a table of the counts of level + s, zeros to a whole byte, words (see ``ans``); always
-                    shorter than the dense body, so that its length tells which one it is
-  code b < 15, sparse (Golomb-Rice with b remainder bits, split into two planes)
-                    code | w, in 4 bits, only if s > 1 | fixed plane | unary plane | ones
-    gap             zeros between a nonzero level and the nonzero before it (or the start of the row)
-    w               bit length of max |level| - 1 over the row, 0 without nonzeros; where s = 1 it is 0 and not sent
-    fixed plane     for each nonzero, in order: sign (1: negative), |level| - 1 in w bits, gap mod 2^b in b bits
-    unary plane     for each nonzero, in order: floor(gap / 2^b) ones and a zero
-
-The number k of nonzeros is not sent. Let f(k) = (zeros among the bits from k (1 + w + b) after the header on) - k. The
-first term never grows with k, so f falls strictly and has at most one root; the true k is one, because the unary plane
-holds k zeros and its padding none.
-
-Of sparse and dense the code is the one with the fewest bits before padding, the smaller code on a tie. The entropy code
-is tried where its 4 bits, its table and the zero-order entropy (``ans.estimate``) are fewer, and taken where its bytes
-are: heavy tails, and rows in which most levels are not zero. A level in a bucket of norm zero is
-zero. The sparse length of k nonzeros is 4 (+ 4 if s > 1) + k (2 + w + b) + sum floor(gap / 2^b). One more remainder bit
-adds k - sum ceil(floor(gap / 2^b) / 2), which never falls as b grows: the length is convex in b, so the best b is the
-first one that the next does not beat.
-
-Source: Rice, "Some practical universal noiseless coding techniques", JPL 79-22, 1979; the planes are this format's own.
+The model is for rows as they are: as many levels above zero as below, large ones ever rarer; naming it costs a few
+bits. A table costs hundreds, and fits any row. It is taken where its bits and the zero-order entropy (``ans.estimate``)
+are more than 128 + floor(s / 2) fewer than those of the model's bytes: words may be longer than the entropy by the 64
+bits of a state and a fifth of a bit for each symbol. A level in a bucket of norm zero is zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -43,167 +25,181 @@ from torch import Tensor
 from fedsim import kernels
 from fedsim.compression.payload import Levels, LevelsLayout, Sparse
 from fedsim.errors import WireError
-from fedsim.wire import ans
-from fedsim.wire.bits import (
-    Bits,
-    Ints,
-    fixed,
-    group,
-    group_width,
-    grouped,
-    grouped_length,
-    read_fixed,
-    read_grouped,
-    read_unary,
-    unary,
-)
+from fedsim.wire import ans, arithmetic, model
+from fedsim.wire.arithmetic import OVERRUN, SHAPE_COST, START, Plan
+from fedsim.wire.bits import Ints
 from fedsim.wire.values import matrix, scales_of
 
 MAX_LEVELS = 2**15
-"""Largest s of a layout: |level| - 1 then fits the 15 bits that the 4-bit w can announce."""
+"""Largest s of a layout."""
 
-_DENSE = 15
-_DENSE_BITS = np.ones(4, np.uint8)
-_BLOCK = 2**22
-"""Coordinates planned at once, so that the working memory does not grow with the cohort."""
+_TABLE = np.ones(8, np.uint8)
+_TABLE_BYTE = 255
+_MARGIN = 128
 
 
 @cache
 def bounds(layout: LevelsLayout) -> tuple[int, int]:
-    """Bytes of the shortest and of the longest message (a dense row). Raises WireError if it has no format."""
-    if layout.d < 1 or layout.bucket < 1 or not 1 <= layout.levels <= MAX_LEVELS:
-        raise WireError(f"{layout} has no wire format; use d >= 1, bucket >= 1 and levels from 1 to {MAX_LEVELS}")
-    return 4 * layout.buckets, 4 * layout.buckets + _dense_bytes(layout)
+    """Bytes of the shortest message and of one that none exceeds: some odds and equal magnitudes, the dearest levels.
+
+    Raises WireError if it has no format.
+    """
+    if not 1 <= layout.d < 2**31 or layout.bucket < 1 or not 1 <= layout.levels <= MAX_LEVELS:
+        raise WireError(f"{layout} has no wire format; use 1 <= d < 2^31, bucket >= 1, levels from 1 to {MAX_LEVELS}")
+    tables = model.tables(layout)
+    nonzero = tables.nonzero_costs + tables.magnitude_costs[-1].max()
+    dearest = tables.head_costs + layout.d * np.maximum(tables.zero_costs, nonzero)
+    units = START + SHAPE_COST * (layout.levels > 1) + int(dearest.min())
+    return 4 * layout.buckets, 4 * layout.buckets - (-units // (8 * model.TOTAL))
 
 
 def size(payload: Levels) -> Tensor:
-    """Bits of each row's message, int64[n]. Only a row for which the entropy code is tried is encoded."""
+    """Bits of each row's message, int64[n]. Only a row in the entropy code is encoded."""
+    levels, norms = _numbers(payload)
+    plans, tables = _plans(levels, norms, payload.layout)
+    return _with_entropy(plans[:, 2], tables, lambda i: levels[i], payload.layout)
+
+
+def sparse_size(payload: Sparse) -> Tensor:
+    """As ``size``, of rows that a compressor made."""
+    from fedsim.kernels import arithmetic as kernel
+
     layout = payload.layout
-    if kernels.available(payload.levels):
-        _check_shapes(payload)
-        parts = [np.ascontiguousarray(part.detach().numpy()) for part in (payload.levels, payload.norms)]
-        if (found := _compiled_bytes(parts[0], parts[1], layout)) is not None:
-            octets, tried = found
-            return _with_entropy(octets, tried, lambda i: parts[0][i], layout)
-    levels, norms = _levels(payload)
-    octets, tried = np.full(len(levels), 4 * layout.buckets), np.zeros(len(levels), bool)
-    for block in _blocks(levels):
-        bits = _plan(levels[block], norms[block], layout).bits
-        octets[block] += (bits + 7) // 8
-        tried[block] = [_tried(*each, layout) for each in zip(levels[block], bits.tolist(), strict=True)]
-    return _with_entropy(octets, tried, lambda i: levels[i], layout)
+    bounds(layout)
+    starts, places, levels, norms = (
+        part.numpy() for part in (payload.starts, payload.places, payload.levels, payload.norms)
+    )
+    plans, tables = np.empty((len(norms), 3), np.int64), np.empty(len(norms), np.bool_)
+    kernel.sparse_lengths(starts, levels, norms, layout.levels, layout.d, _fixed(layout), _costs(layout), plans, tables)
+
+    def row(i: int) -> NDArray[np.int32]:
+        own, whole = slice(starts[i], starts[i + 1]), np.zeros(layout.d, np.int32)
+        whole[places[own]] = levels[own]
+        return whole
+
+    return _with_entropy(plans[:, 2], tables, row, layout)
 
 
 def encode(payload: Levels) -> list[bytes]:
     """One message a row."""
-    levels, norms = _levels(payload)
-    heads = norms.astype("<f4")
-    if kernels.installed():
-        bodies = _compiled_bodies(levels, norms, payload.layout)
-    else:
-        blocks = _blocks(levels)
-        bodies = [body for block in blocks for body in _bodies(levels[block], norms[block], payload.layout)]
-    return [head.tobytes() + body for head, body in zip(heads, bodies, strict=True)]
+    levels, norms = _numbers(payload)
+    heads, (plans, tables) = norms.astype("<f4"), _plans(levels, norms, payload.layout)
+    return [
+        heads[i].tobytes() + (_entropy(row, payload.layout) if tables[i] else _written(row, plans[i], payload.layout))
+        for i, row in enumerate(levels)
+    ]
 
 
 def decode(messages: Sequence[bytes], layout: LevelsLayout) -> Levels:
-    """Messages whose lengths are within ``bounds``; whether they are canonical is left to the caller."""
+    """Messages whose lengths are within ``bounds``. Raises WireError unless they are the encodings of their rows."""
     least, _ = bounds(layout)
-    levels = np.zeros((len(messages), layout.d), np.int32)
-    for i, message in enumerate(messages):
-        if len(message) > least:
-            body = np.frombuffer(message, np.uint8, offset=least)
-            if body[0] >> 4 == _DENSE and body.size < _dense_bytes(layout):
-                symbols = ans.decode(body, 4, layout.d, 2 * layout.levels + 1)
-                np.subtract(symbols, np.int32(layout.levels), out=levels[i])
-            elif kernels.installed():
-                _compiled_read(body, levels[i], layout)
-            else:
-                _read_body(np.unpackbits(body), levels[i], layout)
+    levels, found = np.zeros((len(messages), layout.d), np.int32), []
+    for i, (row, message) in enumerate(zip(levels, messages, strict=True)):
+        body = np.frombuffer(message, np.uint8, offset=least) if len(message) > least else _TABLE[:0]
+        found.append(_read(body, row, layout))
+        if found[i] == OVERRUN:
+            raise _refused(i)
     norms = matrix([message[:least] for message in messages], np.dtype("<f4"), layout.buckets)
-    return Levels(layout, torch.from_numpy(levels), torch.from_numpy(norms))
+    payload = Levels(layout, torch.from_numpy(levels), torch.from_numpy(norms))
+    plans, tables = _plans(*_numbers(payload), layout)
+    for i, message in enumerate(messages):
+        if not _canonical(message[least:], found[i], levels[i], plans[i], bool(tables[i]), layout):
+            raise _refused(i)
+    return payload
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """How a block of n rows with K nonzeros in all is written; row i owns the nonzeros starts[i]:starts[i + 1]."""
+def _canonical(
+    body: bytes, said: tuple[int, int] | None, row: NDArray[np.int32], plan: Ints, table: bool, layout: LevelsLayout
+) -> bool:
+    """Whether a body, which said its odds and shape (None: a table), is the encoding of a row with this plan.
 
-    starts: Ints  # [n + 1]
-    nonzeros: Ints  # [K], their levels
-    gaps: Ints  # [K]
-    codes: Ints  # [n]
-    widths: Ints  # [n], w
-    bits: Ints  # [n], of the body before padding; 0 where every norm is zero
-
-
-def _plan(levels: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout) -> _Plan:
-    n, d = levels.shape
-    index = np.flatnonzero(levels != 0)
-    nonzeros = levels.reshape(-1)[index].astype(np.int64)
-    magnitudes = np.abs(nonzeros)
-    _check_nonzeros(index, magnitudes, norms, layout)
-    starts = np.searchsorted(index, np.arange(n + 1) * d)
-    counts = np.diff(starts)
-    filled = np.flatnonzero(counts)
-    firsts = starts[filled]
-    gaps = np.diff(index, prepend=-1) - 1
-    gaps[firsts] = index[firsts] % d
-    widths = np.zeros(n, np.int64)
-    widths[filled] = _bit_lengths(np.maximum.reduceat(magnitudes, firsts) - 1)
-
-    codes, quotients = _rice(gaps, counts, filled, firsts)
-    sparse = _header_bits(layout) + counts * (2 + widths + codes) + quotients
-    dense = _dense_bits(layout)
-    codes[sparse > dense] = _DENSE
-    return _Plan(starts, nonzeros, gaps, codes, widths, np.where(norms.any(axis=1), np.minimum(sparse, dense), 0))
+    One that does not say what the row asks for is known without encoding the row, which takes as long as reading it.
+    """
+    if table:
+        return said is None and body == _entropy(row, layout)
+    return said == tuple(plan[:2].tolist()) and len(body) == plan[2] and body == _written(row, plan, layout)
 
 
-def _rice(gaps: Ints, counts: Ints, filled: Ints, firsts: Ints) -> tuple[Ints, Ints]:
-    """Best remainder bits b of each row, int64[n], and its sum of floor(gap / 2^b), int64[n]."""
-    codes, sums = np.zeros_like(counts), np.zeros_like(counts)
-    sums[filled] = np.add.reduceat(gaps, firsts)
-    for b in range(1, _DENSE):
-        gaps, shorter = gaps >> 1, np.zeros_like(counts)
-        shorter[filled] = np.add.reduceat(gaps, firsts)
-        better = (codes == b - 1) & (sums - shorter > counts)
-        if not better.any():
-            break
-        codes[better], sums[better] = b, shorter[better]
-    return codes, sums
+def _refused(i: int) -> WireError:
+    return WireError(f"message {i} is not the encoding of the row it holds; it was damaged or made by other code")
 
 
-def _bodies(levels: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout) -> Iterator[bytes]:
-    plan = _plan(levels, norms, layout)
-    for i, (start, stop) in enumerate(pairwise(plan.starts.tolist())):
-        bits = int(plan.bits[i])
-        body = _planned(plan, i, slice(start, stop), levels[i], layout) if bits else b""
-        yield min(body, _entropy(levels[i], layout), key=len) if _tried(levels[i], bits, layout) else body
+def _read(body: NDArray[np.uint8], row: NDArray[np.int32], layout: LevelsLayout) -> tuple[int, int] | None:
+    """Fill a row of zeros: odds and shape, or None for the entropy code."""
+    if not body.size:
+        return 0, 0
+    if body[0] == _TABLE_BYTE:
+        symbols = ans.decode(body, _TABLE.size, layout.d, 2 * layout.levels + 1)
+        np.subtract(symbols, np.int32(layout.levels), out=row)
+        return None
+    if not kernels.installed():
+        return arithmetic.read(body.tobytes(), row, model.tables(layout))
+    from fedsim.kernels import arithmetic as kernel
+
+    odds, shape = kernel.read(body, _shares(layout), row)
+    return odds, shape
 
 
-def _planned(plan: _Plan, i: int, own: slice, levels: NDArray[np.int32], layout: LevelsLayout) -> bytes:
-    code, width = int(plan.codes[i]), int(plan.widths[i])
-    if code == _DENSE:
-        digits = grouped(levels.astype(np.int64) + layout.levels, 2 * layout.levels + 1)
-        return np.packbits(np.concatenate([_DENSE_BITS, digits])).tobytes()
-    nonzeros, gaps = plan.nonzeros[own], plan.gaps[own]
-    header = fixed(np.array([code, width][: _header_bits(layout) // 4]), 4)
-    signs = (nonzeros < 0).astype(np.int64)
-    fields = (signs << width | np.abs(nonzeros) - 1) << code | gaps & ((1 << code) - 1)
-    padding = np.ones(-plan.bits[i] % 8, np.uint8)
-    planes = fixed(fields, 1 + width + code), unary(gaps >> code)
-    return np.packbits(np.concatenate([header, *planes, padding])).tobytes()
+def _plans(
+    levels: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout
+) -> tuple[Ints, NDArray[np.bool_]]:
+    """Odds, shape and bytes of each row's body under the model, int64[n, 3], and whether the entropy code is taken,
+    bool[n]. Raises WireError where a row does not fit its layout or its norms.
+    """
+    plans, tables = np.zeros((len(levels), 3), np.int64), np.zeros(len(levels), np.bool_)
+    if kernels.installed():
+        from fedsim.kernels import arithmetic as kernel
+
+        if kernel.lengths(levels, norms, layout.levels, layout.bucket, _fixed(layout), _costs(layout), plans, tables):
+            return plans, tables
+    for i, (row, scales) in enumerate(zip(levels, norms, strict=True)):
+        _check(row, scales, layout)
+        if scales.any():
+            counts, s = _counts(row, layout), layout.levels
+            magnitudes = counts[s + 1 :] + counts[:s][::-1]
+            found = arithmetic.plan(int(counts[s]), magnitudes, model.tables(layout))
+            plans[i] = found.odds, found.shape, found.octets
+            tables[i] = ans.least(counts) < 8 * found.octets - _fixed(layout)[2]
+    return plans, tables
 
 
-def _tried(levels: NDArray[np.int32], bits: int, layout: LevelsLayout) -> bool:
-    """Whether the entropy code is tried against a body of so many bits."""
-    if not bits:
-        return False
-    counts = _counts(levels, layout)
-    return _DENSE_BITS.size + ans.least(counts) < bits
+def _check(row: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout) -> None:
+    top = max(int(row.max()), -int(row.min()))
+    if top > layout.levels:
+        raise WireError(f"level of magnitude {top}, expected at most {layout.levels}")
+    if not norms.all() and row[np.repeat(norms == 0, layout.bucket)[: layout.d]].any():
+        raise WireError("nonzero level in a bucket of norm zero; its norm cannot be zero")
+
+
+def _written(row: NDArray[np.int32], plan: Ints, layout: LevelsLayout) -> bytes:
+    found = Plan(*plan.tolist())
+    if not found.octets:
+        return b""
+    if not kernels.installed():
+        return arithmetic.write(row.tolist(), found, model.tables(layout))
+    from fedsim.kernels import arithmetic as kernel
+
+    out = np.empty(found.octets, np.uint8)
+    kernel.write(row, found.odds, found.shape, _shares(layout), out)
+    return out.tobytes()
+
+
+def _fixed(layout: LevelsLayout) -> tuple[int, int, int]:
+    return START, SHAPE_COST, _MARGIN + layout.levels // 2
+
+
+def _shares(layout: LevelsLayout) -> tuple[Ints, Ints, Ints]:
+    tables = model.tables(layout)
+    return tables.heads, tables.zeros, tables.magnitudes
+
+
+def _costs(layout: LevelsLayout) -> tuple[Ints, Ints, Ints, Ints]:
+    tables = model.tables(layout)
+    return tables.head_costs, tables.zero_costs, tables.nonzero_costs, tables.magnitude_costs
 
 
 def _entropy(levels: NDArray[np.int32], layout: LevelsLayout) -> bytes:
-    return ans.encode(levels, _counts(levels, layout), _DENSE_BITS, -layout.levels)
+    return ans.encode(levels, _counts(levels, layout), _TABLE, -layout.levels)
 
 
 def _counts(levels: NDArray[np.int32], layout: LevelsLayout) -> Ints:
@@ -211,138 +207,15 @@ def _counts(levels: NDArray[np.int32], layout: LevelsLayout) -> Ints:
 
 
 def _with_entropy(
-    octets: Ints, tried: NDArray[np.bool_], row: Callable[[int], NDArray[np.int32]], layout: LevelsLayout
+    octets: Ints, tables: NDArray[np.bool_], row: Callable[[int], NDArray[np.int32]], layout: LevelsLayout
 ) -> Tensor:
-    """Bits of messages whose bytes are known but for the entropy code."""
-    for i in np.flatnonzero(tried).tolist():
-        octets[i] = min(octets[i], 4 * layout.buckets + len(_entropy(row(i), layout)))
-    return torch.from_numpy(8 * octets)
+    """Bits of messages of bodies whose bytes are known but for the entropy code."""
+    for i in np.flatnonzero(tables).tolist():
+        octets[i] = len(_entropy(row(i), layout))
+    return torch.from_numpy(8 * (octets + 4 * layout.buckets))
 
 
-def _read_body(bits: Bits, levels: NDArray[np.int32], layout: LevelsLayout) -> None:
-    """Fill a zero row from its body; whatever is not canonical is left to the comparison in ``decode``."""
-    code, width = read_fixed(bits[:8], 4).tolist()
-    if code == _DENSE:
-        base = 2 * layout.levels + 1
-        levels[:] = read_grouped(bits[4 : 4 + grouped_length(layout.d, base)], layout.d, base) - layout.levels
-        return
-    if layout.levels == 1:
-        width = 0
-    bits = bits[_header_bits(layout) :]
-    field = 1 + width + code
-    zeros = np.concatenate([[0], np.cumsum(bits == 0)])
-    excess = np.arange(bits.size // field + 1) - (zeros[-1] - zeros[::field])  # -f of k = 0, 1, ...
-    k = int(np.searchsorted(excess, 0))
-    if k == excess.size or excess[k] != 0:
-        raise _not_whole(bits.size)
-    fields, quotients = read_fixed(bits[: k * field], field), read_unary(bits[k * field :])
-    index = np.cumsum((quotients << code | fields & ((1 << code) - 1)) + 1) - 1
-    if k and index[-1] >= layout.d:
-        raise _beyond(index[np.searchsorted(index, layout.d)], layout)
-    magnitudes = (fields >> code & ((1 << width) - 1)) + 1
-    levels[index] = np.where(fields >> (width + code), -magnitudes, magnitudes)
-
-
-def _check_nonzeros(index: Ints, magnitudes: Ints, norms: NDArray[np.float32], layout: LevelsLayout) -> None:
-    if index.size and magnitudes.max() > layout.levels:
-        raise _too_large(magnitudes.max(), layout)
-    if not norms.all() and not norms[index // layout.d, index % layout.d // layout.bucket].all():
-        raise _stray()
-
-
-def _not_whole(bits: int) -> WireError:
-    return WireError(f"body of {bits} bits does not hold a whole number of nonzero levels; it was cut or damaged")
-
-
-def _beyond(place: int, layout: LevelsLayout) -> WireError:
-    return WireError(f"nonzero level at coordinate {place}, expected below {layout.d}")
-
-
-def _too_large(magnitude: int, layout: LevelsLayout) -> WireError:
-    return WireError(f"level of magnitude {magnitude}, expected at most {layout.levels}")
-
-
-def _stray() -> WireError:
-    return WireError("nonzero level in a bucket of norm zero; its norm cannot be zero")
-
-
-def _compiled_bytes(
-    levels: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout
-) -> tuple[Ints, NDArray[np.bool_]] | None:
-    """See ``rice.message_bytes``; None where that has something to refuse."""
-    from fedsim.kernels import rice
-
-    octets, tried = np.empty(len(levels), np.int64), np.empty(len(levels), np.bool_)
-    sizes = _header_bits(layout), _dense_bits(layout)
-    return (
-        (octets, tried)
-        if rice.message_bytes(levels, norms, layout.levels, layout.bucket, *sizes, octets, tried)
-        else None
-    )
-
-
-def _compiled_bodies(levels: NDArray[np.int32], norms: NDArray[np.float32], layout: LevelsLayout) -> list[bytes]:
-    """As ``_bodies``."""
-    from fedsim.kernels import code, rice
-
-    found = _compiled_bytes(levels, norms, layout)
-    if found is None:
-        top = rice.largest(levels.reshape(-1))
-        raise _too_large(top, layout) if top > layout.levels else _stray()
-    gaps, out = np.empty(layout.d, np.int32), np.empty(_dense_bytes(layout), np.uint8)
-    sizes = _header_bits(layout), _dense_bits(layout), _group_sizes(layout)
-    bodies = []
-    for row, scales, octets, tried in zip(levels, norms, *(part.tolist() for part in found), strict=True):
-        entropy = _entropy(row, layout) if tried else None
-        if entropy is not None and 4 * layout.buckets + len(entropy) < octets:
-            bodies.append(entropy)
-        else:
-            bodies.append(out[: code.write(row, scales, layout.levels, *sizes, gaps, out)].tobytes())
-    return bodies
-
-
-def _compiled_read(body: Bits, levels: NDArray[np.int32], layout: LevelsLayout) -> None:
-    """As ``_read_body``, of bytes. That one needs some 20 bytes a bit, so it is no help to find what is wrong."""
-    from fedsim.kernels import code
-
-    sizes = _header_bits(layout), _dense_bits(layout), _group_sizes(layout)
-    found = code.read(body, layout.levels, *sizes, levels)
-    if found == code.NOT_WHOLE:
-        raise _not_whole(8 * len(body) - _header_bits(layout))
-    if found != code.READ:
-        raise _beyond(found, layout)
-
-
-@cache
-def _group_sizes(layout: LevelsLayout) -> tuple[int, int, int]:
-    """Digits in a group of a dense body, its bits, bits of the last group."""
-    base = 2 * layout.levels + 1
-    size = group(base)
-    return size, group_width(size, base), group_width(layout.d % size, base)
-
-
-def sparse_size(payload: Sparse) -> Tensor:
-    """As ``size``, of rows that a compressor made."""
-    from fedsim.kernels import rice
-
-    layout = payload.layout
-    bounds(layout)
-    octets, tried = np.empty(len(payload.norms), np.int64), np.empty(len(payload.norms), np.bool_)
-    starts, places, levels, norms = (
-        part.numpy() for part in (payload.starts, payload.places, payload.levels, payload.norms)
-    )
-    sizes = _header_bits(layout), _dense_bits(layout)
-    rice.sparse_bytes(starts, places, levels, norms, layout.levels, layout.d, *sizes, octets, tried)
-
-    def row(i: int) -> NDArray[np.int32]:
-        own, whole = slice(starts[i], starts[i + 1]), np.zeros(layout.d, np.int32)
-        whole[places[own]] = levels[own]
-        return whole
-
-    return _with_entropy(octets, tried, row, layout)
-
-
-def _check_shapes(payload: Levels) -> None:
+def _numbers(payload: Levels) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     bounds(payload.layout)
     levels, norms, layout = payload.levels, payload.norms, payload.layout
     if levels.ndim != 2 or levels.shape[1] != layout.d or levels.dtype != torch.int32:
@@ -350,34 +223,4 @@ def _check_shapes(payload: Levels) -> None:
     if norms.shape != (len(levels), layout.buckets) or norms.dtype != torch.float32:
         shape = [len(levels), layout.buckets]
         raise WireError(f"norms are {norms.dtype}{list(norms.shape)}, expected torch.float32{shape}")
-
-
-def _levels(payload: Levels) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    _check_shapes(payload)
-    levels, norms = payload.levels, payload.norms
-    numbers = scales_of(norms)
-    return np.ascontiguousarray(levels.detach().cpu().numpy()), numbers
-
-
-def _blocks(levels: NDArray[np.int32]) -> Iterator[slice]:
-    n, d = levels.shape
-    step = max(1, _BLOCK // d)
-    return (slice(start, start + step) for start in range(0, n, step))
-
-
-def _bit_lengths(numbers: Ints) -> Ints:
-    # frexp's exponent is the bit length of a whole number below 2^53, and 0 for 0
-    return np.frexp(numbers)[1].astype(np.int64)
-
-
-def _header_bits(layout: LevelsLayout) -> int:
-    return 8 if layout.levels > 1 else 4
-
-
-@cache
-def _dense_bits(layout: LevelsLayout) -> int:
-    return 4 + grouped_length(layout.d, 2 * layout.levels + 1)
-
-
-def _dense_bytes(layout: LevelsLayout) -> int:
-    return (_dense_bits(layout) + 7) // 8
+    return np.ascontiguousarray(levels.detach().cpu().numpy()), scales_of(norms)

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks messages [gaussian heavy a9a softmax mlp]
 
-gaussian and heavy (Student's t with 2 degrees of freedom) have 66, 1000, 1e5 and 1e6 coordinates. a9a, softmax and mlp
+gaussian and heavy (Student's t with 2 degrees of freedom) have 66, 1000, 1e4, 1e5 and 1e6 coordinates. The others
 are gradients after a few steps of gradient descent: of 124 parameters on a9a (in ../shared/data/libsvm beside the
 repository), and on the digits of scikit-learn of 650 and of about 1e5 and 1e6. "entropy" is the zero-order entropy of a
 message's whole numbers, and the bits of its floats and seeds; "by entropy" the payload over that; error is
@@ -30,7 +30,7 @@ from fedsim.randomness import Purpose, Stream
 from fedsim.wire import decode, encode
 from fedsim.wire.measure import entropy_bits
 
-DIMENSIONS = (66, 1_000, 100_000, 1_000_000)
+DIMENSIONS = (66, 1_000, 10_000, 100_000, 1_000_000)
 VARIANTS: list[Compressor] = [
     *(Quantize(16), Quantize(1, "linf"), Quantize(16, "linf"), NaturalDithering(8, "linf")),
     *(Eden(2), Eden(4, bucket=4096), Half("float16")),

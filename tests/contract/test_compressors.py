@@ -33,6 +33,7 @@ from fedsim.compression import (
     NaturalDithering,
     Payload,
     PermK,
+    PerTensor,
     Quantize,
     RandK,
     Sign,
@@ -74,6 +75,8 @@ COMPRESSORS: list[Compressor] = [
     LowRank(2, columns=3),
     *(Natural(), NaturalDithering(), NaturalDithering(1), NaturalDithering(127, "linf"), NaturalDithering(3, bucket=5)),
     *(Sign(), Sign(4), Half(), Half("float16")),
+    *(PerTensor(sizes=(4, 7)), PerTensor(Quantize(4, "linf", 3), (1, 2, 30)), PerTensor(TopK(0.25), (6, 6))),
+    *(PerTensor(Eden(2), (5, 9)), PerTensor(Bernoulli(0.25), (8, 8)), PerTensor(LowRank(), (9, 4)), PerTensor(Sign())),
     *(Eden(), Eden(2, "unbiased"), Eden(3, bucket=4), Eden(4, "unbiased", bucket=16), Eden(1, bucket=1)),
 ]
 ALONE = [Quantize(1, bucket=1)]
@@ -195,7 +198,9 @@ def test_the_noise_belongs_to_the_client_and_the_round(compressor: Compressor) -
         compressor.compress(rows[:1], NOISE.at(7), torch.tensor([5])),
         compressor.compress(rows[:1], Stream(4, Purpose.DOWNLINK, 6), torch.tensor([5])),
     ]
-    random = not isinstance(compressor, Identity | Sign | Half | TopK | SparseTernary) and compressor not in ALONE
+    alone = compressor in ALONE
+    compressor = compressor.of if isinstance(compressor, PerTensor) else compressor
+    random = not isinstance(compressor, Identity | Sign | Half | TopK | SparseTernary) and not alone
     random |= isinstance(compressor, TopK) and isinstance(compressor.values, Quantize)
     assert [same(row(payload, 0), other) for other in elsewhere] == [not random] * 3
 

@@ -100,6 +100,15 @@ FEDERATIONS: dict[str, dict[str, Any]] = {
         "participation": {"scheme": "k-of-n", "k": 7},
         "server": {"weights": "uniform", "aggregate": "trimmed-mean", "trim": 0.2, "clip": 2.0},
     },
+    "each tensor of a network": {
+        **DIGITS,
+        "participation": HALF,
+        "task": {"kind": "mlp", "hidden": [6]},
+        "server": {"step": 0.1},
+        "uplink": {"compressor": "per-tensor", "of": {"compressor": "quantize", "levels": 4}},
+        "downlink": {"compressor": "per-tensor", "of": {"compressor": "quantize", "levels": 16}},
+        "rounds": 6,
+    },
     "a network": {
         **DIGITS,
         "participation": HALF,

@@ -73,14 +73,13 @@ def _bodies(layout: LevelsLayout, room: int) -> Iterator[tuple[str, bytes]]:
     norms = np.ones(layout.buckets, "<f4").tobytes()
     size = min(coding.longest(layout), room) - len(norms)
     octets = np.random.default_rng(1).bytes(size)
-    for code in (0, 1, 7, 14):
-        yield f"code {code}, all gaps zero", norms + bytes([code << 4]) + bytes(size - 1)
-        yield f"code {code}, one endless gap", norms + bytes([code << 4]) + b"\xff" * (size - 1)
-        yield f"code {code}, noise", norms + bytes([code << 4]) + octets[1:]
-    half = (size - 1) * 4  # a plane of ones, then as many zeros
-    yield "half ones, half zeros", norms + bytes(1) + b"\xff" * (half // 8) + bytes(size - 1 - half // 8)
-    yield "dense, noise", norms + b"\xf0" + octets[1:]
-    yield "largest width", norms + b"\xef" + octets[1:]
+    for first in (0, 1, 60, 128, 200, 254):  # of the odds
+        yield f"first byte {first}, zeros", norms + bytes([first]) + bytes(size - 1)
+        yield f"first byte {first}, ones", norms + bytes([first]) + b"\xff" * (size - 1)
+        yield f"first byte {first}, noise", norms + bytes([first]) + octets[1:]
+        yield f"first byte {first}, short", norms + bytes([first]) + octets[:20]
+    yield "a table of noise", norms + b"\xff" + octets[1:]
+    yield "all ones", norms + b"\xff" * size
     yield "nothing", norms
 
 

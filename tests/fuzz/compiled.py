@@ -13,13 +13,13 @@ from numba import njit
 
 from fedsim.compression.payload import LevelsLayout
 from fedsim.errors import WireError
-from fedsim.kernels import code, rice
+from fedsim.kernels import arithmetic as kernel
 from fedsim.wire import coding, levels
 from tests.fuzz import wire
 from tests.fuzz.drive import Case, Target
 from tests.fuzz.mutate import Bytes, Ints
 
-_read, _write, _fits = code.read, code.write, rice.message_bytes
+_read, _write, _lengths = kernel.read, kernel.write, kernel.lengths
 _GUARD = 256
 _MARK = 77
 
@@ -28,36 +28,35 @@ _MARK = 77
 def _probe(
     rows: Bytes,
     lengths: Ints,
-    sizes: tuple[int, int, int, int, int, int],
-    digits: tuple[int, int, int],
+    sizes: tuple[int, int, int, int],
+    fixed: tuple[int, int, int],
+    shares: tuple[Ints, Ints, Ints],
+    costs: tuple[Ints, Ints, Ints, Ints],
 ) -> tuple[int, int]:
-    """How many are canonical; the first that wrote out of bounds, or -1. sizes: d, s, bucket, buckets, bits of ..."""
-    d, s, bucket, buckets, header, dense = sizes
-    least, most = 4 * buckets, 4 * buckets + (dense + 7) // 8
+    """How many are canonical; the first that wrote out of bounds, or -1. sizes: d, s, bucket, most bytes of a body."""
+    d, s, bucket, most = sizes
+    least = 4 * ((d + bucket - 1) // bucket)
     levels_all = np.full(d + 2 * _GUARD, _MARK, np.int32)
-    gaps_all = np.full(d + 2 * _GUARD, _MARK, np.int32)
-    out_all = np.full(most - least + 2 * _GUARD, _MARK, np.uint8)
-    levels, gaps = levels_all[_GUARD : _GUARD + d], gaps_all[_GUARD : _GUARD + d]
-    out = out_all[_GUARD : _GUARD + most - least]
-    norms, accepted = np.empty(buckets, np.float32), 0
-    size, tried = np.empty(1, np.int64), np.empty(1, np.bool_)
+    out_all = np.full(most + 2 * _GUARD, _MARK, np.uint8)
+    levels, out = levels_all[_GUARD : _GUARD + d], out_all[_GUARD : _GUARD + most]
+    norms, accepted = np.empty(least // 4, np.float32), 0
+    plans, tried = np.empty((1, 3), np.int64), np.empty(1, np.bool_)
     for i in range(len(lengths)):
-        if not least < lengths[i] <= most:
+        if not least < lengths[i] <= least + most or rows[i, least] == 255:
             continue
         body = rows[i, least : lengths[i]]
         norms[:] = rows[i, :least].copy().view(np.float32)
         levels[:] = 0
-        found = _read(body, s, header, dense, digits, levels)
-        octets = -1
-        many, heads = levels.copy().reshape(1, d), norms.reshape(1, buckets)
-        if found == code.READ and _fits(many, heads, s, bucket, header, dense, size, tried):
-            octets = _write(levels, norms, s, header, dense, digits, gaps, out)
+        odds, shape = _read(body, shares, levels)
+        many, heads, octets = levels.copy().reshape(1, d), norms.reshape(1, len(norms)), -1
+        if _lengths(many, heads, s, bucket, fixed, costs, plans, tried) and 0 < plans[0, 2] <= most:
+            octets = plans[0, 2]
+            _write(levels, plans[0, 0], plans[0, 1], shares, out[:octets])
         for k in range(_GUARD):
             whole = levels_all[k] == _MARK and levels_all[_GUARD + d + k] == _MARK
-            whole &= gaps_all[k] == _MARK and gaps_all[_GUARD + d + k] == _MARK
-            if not whole or out_all[k] != _MARK or out_all[_GUARD + most - least + k] != _MARK:
+            if not whole or out_all[k] != _MARK or out_all[_GUARD + most + k] != _MARK:
                 return accepted, i
-        if octets == len(body):
+        if octets == len(body) and (odds, shape) == (plans[0, 0], plans[0, 1]):
             same = True
             for k in range(octets):
                 same &= out[k] == body[k]
@@ -68,12 +67,11 @@ def _probe(
 def _case(name: str) -> Case:
     layout = wire.LAYOUTS[name]
     assert isinstance(layout, LevelsLayout)
-    sizes = (layout.d, layout.levels, layout.bucket, layout.buckets)
-    bits = levels._header_bits(layout), levels._dense_bits(layout)
-    digits = levels._group_sizes(layout)
+    sizes = (layout.d, layout.levels, layout.bucket, coding.longest(layout) - 4 * layout.buckets)
+    tables = levels._shares(layout), levels._costs(layout)
 
     def rows(many: Bytes, lengths: Ints) -> tuple[int, int]:
-        found: tuple[int, int] = _probe(many, lengths, (*sizes, *bits), digits)
+        found: tuple[int, int] = _probe(many, lengths, sizes, levels._fixed(layout), *tables)
         return found
 
     plain: Callable[[bytes], None] = partial(wire._code, layout)

@@ -107,7 +107,7 @@ _WORDS = [
 
 def _trace(data: bytes) -> None:
     """What is read are bandwidths, times and chances."""
-    speeds = read_trace(str(_written("a.csv", data)), 2)
+    speeds = read_trace(str(written("a.csv", data)), 2)
     for times in (speeds.latency, speeds.jitter, speeds.sample):
         assert ((times >= 0) & (times < 1e7)).all()
     for some in (speeds.up, speeds.down, speeds.availability):

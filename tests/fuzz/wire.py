@@ -22,6 +22,8 @@ from fedsim.compression.payload import (
     Layout,
     Levels,
     LevelsLayout,
+    Parts,
+    PartsLayout,
     Payload,
     Values,
     ValuesLayout,
@@ -49,7 +51,7 @@ LAYOUTS: dict[str, Layout] = {
     "buckets": LevelsLayout(90, 4, 32),
     "sixteen": LevelsLayout(300, 16, 300),
     "largest": LevelsLayout(7, MAX_LEVELS, 3),
-    "far": LevelsLayout(40_000, 1, 40_000),
+    "far": LevelsLayout(4000, 1, 4000),
     "float32": ValuesLayout(9),
     "float64": ValuesLayout(5, torch.float64),
     "places": PlacedLayout(60, 6, ValuesLayout(6)),
@@ -65,6 +67,9 @@ LAYOUTS: dict[str, Layout] = {
     "factors": FactorsLayout(11, 3, 4, 2),
     "digits": DigitsLayout(90, 16, 30, seeded=True),
     "digits, exponents": DigitsLayout(200, 511),
+    "parts": PartsLayout(
+        100, (LevelsLayout(60, 1, 60), ValuesLayout(3), LevelsLayout(30, 4, 8), MaskedLayout(7, 2**31))
+    ),
 }
 
 _CRC = struct.Struct("<II")
@@ -104,6 +109,8 @@ def _messages(data: bytes) -> None:
 def rows_of(layout: Layout, seed: int) -> Payload:
     """Rows from empty to full."""
     generator = np.random.default_rng(seed)
+    if isinstance(layout, PartsLayout):
+        return Parts(layout, tuple(rows_of(part, seed + i) for i, part in enumerate(layout.parts)))
     shares = np.array([0.0, 3 / layout.d, 0.02, 0.1, 0.4, 1.0])
     if isinstance(layout, ValuesLayout):
         values = generator.standard_normal((6, layout.d))

@@ -51,9 +51,9 @@ def words(symbols: list[int], counts: list[int]) -> list[int]:
     return out
 
 
-def logarithm(number: int) -> int:
+def logarithm(number: int, digits: int = 16) -> int:
     logarithm, rest = number.bit_length() - 1, number << (32 - number.bit_length())
-    for _ in range(16):
+    for _ in range(digits):
         rest = rest * rest // 2**31
         logarithm = 2 * logarithm + (rest >= 2**32)
         rest = rest // 2 if rest >= 2**32 else rest
@@ -65,19 +65,26 @@ def estimate(counts: list[int]) -> int:
     return sum(count * (logarithm(total) - logarithm(count)) for count in counts if count) // 2**16
 
 
-def entropy_body(symbols: list[int], base: int, head: str, other: int) -> bytes | None:
-    """The body where it is tried against another of so many bits, and shorter."""
+def with_table(symbols: list[int], base: int, head: str, other: int) -> bytes | None:
+    """The body where its table and the entropy are fewer than so many bits."""
     counts = [0] * base
     for symbol in symbols:
         counts[symbol] += 1
-    start = head + table(counts)
-    if len(start) + estimate(counts) >= other:
+    if len(table(counts)) + estimate(counts) >= other:
         return None
     octets = b"".join(word.to_bytes(4, "little") for word in words(symbols, counts))
-    while octets.endswith(b"\0"):
-        octets = octets[:-1]
-    body = to_bytes(start, "0") + octets
-    return body if len(body) < -(-other // 8) else None
+    return to_bytes(head + table(counts), "0") + octets.rstrip(b"\0")
+
+
+def entropy_body(symbols: list[int], base: int, other: int) -> bytes | None:
+    """Of digits: where it is tried against another of so many bits, and shorter."""
+    body = with_table(symbols, base, "", other)
+    return body if body is not None and len(body) < -(-other // 8) else None
+
+
+def levels_table(symbols: list[int], base: int, other: int) -> bytes | None:
+    """Of levels."""
+    return with_table(symbols, base, "1" * 8, other)
 
 
 def grouped(digits: list[int], base: int) -> str:

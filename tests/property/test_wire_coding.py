@@ -163,11 +163,11 @@ def evenly(layout: LevelsLayout) -> list[int]:
 
 
 @given(level_layouts(), st.randoms(use_true_random=False))
-def test_longest_is_reached(layout: LevelsLayout, random: Random) -> None:
+def test_longest_is_hardly_more_than_the_longest(layout: LevelsLayout, random: Random) -> None:
     row = evenly(layout)
     random.shuffle(row)
     payload = Levels(layout, torch.tensor([row], dtype=torch.int32), torch.ones(1, layout.buckets))
     (message,) = encode(payload)
-    assert len(message) == longest(layout)
+    assert len(message) <= longest(layout) <= 4 * layout.buckets + 1.2 * (len(message) - 4 * layout.buckets) + 3
     with pytest.raises(WireError, match="bytes, expected"):
-        decode([message + b"\0"], layout)
+        decode([message + bytes(longest(layout) + 1 - len(message))], layout)

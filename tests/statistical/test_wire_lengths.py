@@ -1,9 +1,8 @@
 """How long real messages are: below the papers' formula everywhere, and near the entropy of long rows.
 
-Seeds are fixed, so a passing test stays so on one version of torch. Were they redrawn, the chance of a failure is below
-1e-7 for the suite: the closest comparison (heavy tails, d = 1000: 4.7 % above the entropy where 5 % is allowed) is 5.5
-standard errors of its mean away, every other at least 10. In ``test_long_messages`` it is five where d = 10 000; longer
-rows with heavy tails differ too much for such a figure, but none of 60 others with d = 100 000 missed the bound.
+Seeds are fixed, so a passing test stays so on one version of torch. The closest comparisons are those of heavy tails at
+s = 1: 4.5 % above the entropy at d = 1000 where 5 % is allowed, and 1.8 % at d = 10 000 where 2 % is, both of means
+over many rows; a single message of few nonzeros may be 3.4 % above.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from fedsim.compression import Levels, Quantize
 from fedsim.randomness import Purpose, Stream
 from fedsim.wire import encode, size
 from fedsim.wire.measure import entropy_bits
+from tests.benchmarks import messages
 
 NORM_BITS = 32
 
@@ -73,13 +73,20 @@ def test_sparse_messages_are_near_the_entropy(d: int, n: int, rows: Callable[[in
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("rows", [gaussian, heavy_tailed])
 @pytest.mark.parametrize(("s", "share"), [(1, 1.02), (16, 1.03)])
-@pytest.mark.parametrize(("d", "n"), [(10_000, 20), (100_000, 3), (1_000_000, 1)])
+@pytest.mark.parametrize(("d", "n"), [(10_000, 200), (100_000, 3), (1_000_000, 1)])
 def test_long_messages(
     d: int, n: int, s: int, share: float, rows: Callable[[int, int], Tensor], norm: Literal["l2", "linf"]
 ) -> None:
-    """Besides the share, a byte of code and padding."""
     payload = quantized(Quantize(s, norm), rows(n, d))
-    assert size(payload).double().mean() <= share * (entropy(payload.levels).mean() + NORM_BITS) + 8
+    assert size(payload).double().mean() <= share * (entropy(payload.levels).mean() + NORM_BITS)
+
+
+@pytest.mark.parametrize(("s", "share"), [(1, 1.02), (16, 1.03)])
+def test_long_messages_of_a_gradient(s: int, share: float) -> None:
+    """Of a network of 99 985 parameters, whose nonzeros keep to some of its units."""
+    (row, _) = messages.mlp()
+    payload = quantized(Quantize(s), row.expand(8, -1))
+    assert size(payload).double().mean() <= share * (entropy(payload.levels).mean() + NORM_BITS)
 
 
 @pytest.mark.parametrize("d", [1000, 3000, 10_000])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Iterator
+from fractions import Fraction
 
 import pytest
 import torch
@@ -22,7 +24,8 @@ from fedsim.compression.payload import (
     row,
 )
 from fedsim.errors import WireError
-from fedsim.wire import decode, encode, longest, size
+from fedsim.wire import decode, encode, longest, model, size
+from fedsim.wire.model import ODDS
 
 
 @pytest.fixture(scope="module", autouse=True, params=["compiled", "numpy"])
@@ -91,6 +94,7 @@ GOOD = levels([[0, 1, 0, -4, 0, 0]], [[1.0, 2.0]])
         (levels([[0]], [[1.0]], LevelsLayout(1, 1, 0)), "no wire format"),
         (levels([[0]], [[1.0]], LevelsLayout(1, 0, 1)), "no wire format"),
         (levels([[0]], [[1.0]], LevelsLayout(1, 2**15 + 1, 1)), "levels from 1 to 32768"),
+        (levels([[0]], [[1.0]], LevelsLayout(2**31, 1, 1)), re.escape("use 1 <= d < 2^31")),
     ],
 )
 def test_payloads_that_are_refused(payload: Payload, says: str) -> None:
@@ -107,27 +111,46 @@ def body(bits: str, norms: tuple[float, ...] = (1.0, 1.0)) -> bytes:
 
 
 def test_a_message_by_hand() -> None:
-    # b = 0; w = 2 because |-4| - 1 = 3; + and 1 - 1; - and 4 - 1; gaps 1 and 1; padding
-    assert encode(levels([[0, 1, 0, -4, 0, 0]], [[1.0, 1.0]])) == [body("0000 0010 000 111 10 10 111111")]
+    """One level in three is not zero, as one in two is likely (odds 1 / 2, number 92): so is what stands in the way.
+
+    In units of the whole: 255 / 256, of it the odds' own share, then zero 2/3 or else 1/3, and a half for the sign.
+    """
+    layout = LevelsLayout(3, 1, 3)
+    own = model.tables(layout)
+    low, width = Fraction(0), Fraction(255, 256)
+    for before, share in (
+        (own.heads[92], own.heads[93] - own.heads[92]),
+        (0, own.zeros[92]),
+        (own.zeros[92], 2**24 - own.zeros[92]),
+        (2**23, 2**23),  # minus
+        (0, own.zeros[92]),
+    ):
+        low, width = low + width * Fraction(int(before), 2**24), width * Fraction(int(share), 2**24)
+    (message,) = encode(levels([[0, -1, 0]], [[1.0]], layout))
+    assert ODDS[92] == (4, 8)
+    assert len(message) == 5
+    assert low <= Fraction(message[4], 256) < low + width
+    assert low > Fraction(message[4] - 1, 256)
+
+
+MESSAGE = encode(GOOD)[0]
 
 
 @pytest.mark.parametrize(
     ("message", "says"),
     [
         (body("", (1.0,)), "has 4 bytes, expected 8 to"),
-        (bytes(100), "has 100 bytes, expected 8 to 11"),
+        (bytes(100), "has 100 bytes, expected 8 to 12"),
         (body(""), "not the encoding of the row"),  # norms without a body
         (body("0000 0000", (0.0, 0.0)), "not the encoding of the row"),  # zero norms with a body
-        (body("0000 0000 1111 1111"), "not the encoding of the row"),  # a byte of padding too much
-        (body("0000 0010 000 111 10 10 111110"), "whole number of nonzero"),  # a zero in the padding
-        (body("0000 0010 000 111 10 1111 1110"), "coordinate"),  # a gap beyond the row
-        (body("0000 0010 000 001 10 10 111111"), "not the encoding of the row"),  # w one too large
-        (body("0001 0010 0001 1111 0 0 111111"), "not the encoding of the row"),  # b is not the best
-        (body("1111 0000"), "no entropy code"),
-        (body("1111" + "1" * 20), "not the encoding of the row"),  # beyond 9^6 - 1
-        (body("0000 0010 000 111 10 10 111111", (1.0, 0.0)), "bucket of norm zero"),
-        (body("0000 0010 000 111 10 10 111111", (1.0, float("nan"))), "a norm is"),
-        (body("0000 0011 0000 1111 10 10 1111"), "magnitude 8, expected at most 4"),
+        (MESSAGE[:-1], "not the encoding of the row"),
+        (MESSAGE + bytes(1), "not the encoding of the row"),  # a byte too much
+        (MESSAGE[:-1] + bytes([MESSAGE[-1] ^ 1]), "not the encoding of the row"),
+        (body("11111111 0000 0000"), "no entropy code"),
+        (body("11111110 11111111"), "not the encoding of the row"),  # beyond everything
+        (body("0000 0000 0000 0001"), "not the encoding of the row"),  # odds of no row
+        (struct.pack("<2f", 1.0, 0.0) + MESSAGE[8:], "bucket of norm zero"),
+        (struct.pack("<2f", 1.0, float("nan")) + MESSAGE[8:], "a norm is"),
     ],
 )
 def test_messages_that_are_refused(message: bytes, says: str) -> None:
@@ -199,8 +222,9 @@ def test_no_rows(layout: Layout) -> None:
 def test_longest() -> None:
     assert longest(ValuesLayout(5)) == 20
     assert longest(ValuesLayout(5, torch.float64)) == 40
-    assert longest(LAYOUT) == 4 * 2 + 3  # 4 + 20 bits, because 2^19 < 9^6 < 2^20
-    assert longest(LevelsLayout(39 * 10, 1, 39 * 10)) == 4 + 78  # 4 + 10 * 62 bits
+    for d, s in ((6, 4), (390, 1), (1000, 16), (10**6, 1)):  # little more than digits of base 2 s + 1
+        octets = longest(LevelsLayout(d, s, d)) - 4
+        assert d * math.log2(2 * s + 1) / 8 <= octets <= 3 + 1.1 * d * math.log2(2 * s + 1) / 8
 
 
 def test_values_that_are_not_finite_cross() -> None:

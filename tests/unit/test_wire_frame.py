@@ -26,7 +26,7 @@ def forged(**places: bytes) -> bytes:
 
 def test_places() -> None:
     data = encode_frame(FRAME)
-    assert (data[:4], data[4:12], data[24:32], data[40:]) == (b"FS\x02\x03", b"run-0001", b"digest-8", b"body")
+    assert (data[:4], data[4:12], data[24:32], data[40:]) == (b"FS\x03\x03", b"run-0001", b"digest-8", b"body")
     assert [int.from_bytes(data[at : at + 4], "little") for at in (12, 16, 20, 32)] == [3, 7, 2, 4]
     assert forged() == data
 
@@ -38,7 +38,7 @@ def test_places() -> None:
         (encode_frame(FRAME)[: HEADER_BYTES - 1], "cut short"),
         (bytes(HEADER_BYTES + 5), r"frame of 45 bytes, expected at most 40 \+ 4"),
         (forged(at0=b"SF"), "not a fedsim frame: it starts with 0x5346, expected 0x4653"),
-        (forged(at2=b"\x01"), "version 1, this fedsim reads version 2"),
+        (forged(at2=b"\x01"), "version 1, this fedsim reads version 3"),
         (forged(at3=b"\x00"), "unknown kind of frame 0"),
         (forged(at3=b"\xff"), "unknown kind of frame 255"),
         (forged(at32=b"\x05"), "announces a body of 5 bytes and has 4"),

@@ -1,4 +1,4 @@
-"""Version 1 of messages of which the receiver is told, or draws, the places: byte for byte, as ``test_wire_v1``.
+"""Version 3 of messages of which the receiver is told, or draws, the places: byte for byte, as ``test_wire_v3``.
 
 The places that a seed means are part of the format. They were compared with those of ``tests/oracle``.
 """
@@ -44,7 +44,7 @@ MESSAGES: dict[str, tuple[Payload, str]] = {
     # 00000 (b = 0), the gaps 0, 1, 0: 0 10 0 and seven zeros of padding; then the levels' own message
     "levels at places": (
         Placed(PlacedLayout(9, 3, LEVELS.layout), torch.tensor([[0, 2, 3]], dtype=torch.int32), LEVELS),
-        "0200 00000040 057f",
+        "0200 00000040 c0",
     ),
     "a seed": (
         Drawn(
@@ -86,12 +86,12 @@ def test_messages(name: str) -> None:
 ROW = torch.tensor([[1.0, -2.0, 3.0, -4.0, 5.0, -6.0, 7.0, -8.0]])
 COMPRESSED = {
     RandK(0.25): "403b1ba6 000000c1 0000a041",
-    RandK(0.25, values=Quantize(2)): "403b1ba6 4653ac41 f400",
+    RandK(0.25, values=Quantize(2)): "403b1ba6 4653ac41 60d6",
     Bernoulli(0.25): "403b1ba6 000000c1 0000a041 0000c0c1 000000c2",
     PermK(3): "c6e890d0 02 000040c1 000090c1 0000c0c1",
     TopK(0.25): "f6e0 0000e040 000000c1",
     TopK(0.25, values=Identity("float64")): "f6e0 0000000000001c40 00000000000020c0",
-    SparseTernary(0.25): "0000f040 12e7",
+    SparseTernary(0.25): "0000f040 7c02",
     LowRank(1): "89c150be a75bc0be 452b0cbf b72838bf f3aa11c1 17362f41",
 }
 

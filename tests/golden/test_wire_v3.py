@@ -1,7 +1,7 @@
-"""Version 2 of the wire, byte for byte.
+"""Version 3 of the wire, byte for byte.
 
-A failure here means that peers and stored frames of version 2 are no longer understood: raise ``frame.VERSION``, and
-keep this file for as long as version 2 is read. The bytes were compared with the slow codec of ``tests/oracle``.
+A failure here means that peers and stored frames of version 3 are no longer understood: raise ``frame.VERSION``, and
+keep this file for as long as version 3 is read. The bytes were compared with the slow codec of ``tests/oracle``.
 """
 
 from __future__ import annotations
@@ -37,26 +37,23 @@ MESSAGES: dict[str, tuple[Payload, str]] = {
         "9a9999999999b93f 0000000000000080",
     ),
     "norms of zero": (row_of([0, 0, 0], [0.0, 0.0], s=1, bucket=2), "00000000 00000000"),
-    "no nonzero level": (row_of([0, 0, 0], [1.5], s=1, bucket=3), "0000c03f 0f"),
-    # 0110 (b = 6), then sign and gap mod 64 of the gaps 7, 33, 0, 257, 348:
-    # 0 000111, 1 100001, 0 000000, 1 000001, 0 011100; then 0, 0, 0, 11110, 111110 and three ones of padding
-    "sparse, s = 1": (
+    "no nonzero level": (row_of([0, 0, 0], [1.5], s=1, bucket=3), "0000c03f 5f"),
+    "few nonzeros, s = 1": (
         row_of(scattered(650, {7: 1, 41: -1, 42: 1, 300: -1, 649: 1}), [0.75], 1, 650),
-        "0000403f 60f84041383df7",
+        "0000403f 1a8de639b8039b",
     ),
-    # 0011 (b = 3), 0010 (w = 2), then sign, |level| - 1 and gap mod 8 of the gaps 3, 0, 12, 21:
-    # 0 00 011, 1 01 000, 0 11 100, 1 00 101; then 0, 0, 10, 110 and one one of padding
-    "sparse, s = 4": (row_of(scattered(40, {3: 1, 4: -2, 17: 4, 39: -1}), [3.0], 4, 40), "00004040 320e87252d"),
-    # 1111, 39 digits of base 3 in 62 bits, 2 digits (0, 2: number 2) in 4 bits, two zeros of padding
-    "dense, s = 1": (row_of([1, -1, 0] * 13 + [-1, 1], [1.0], s=1, bucket=41), "0000803f fa46532fab87afc6c8"),
-    "dense, s = 16, a bucket of norm zero": (
+    "few nonzeros, s = 4": (row_of(scattered(40, {3: 1, 4: -2, 17: 4, 39: -1}), [3.0], 4, 40), "00004040 1af97f60d6c5"),
+    "many nonzeros, s = 1": (row_of([1, -1, 0] * 13 + [-1, 1], [1.0], s=1, bucket=41), "0000803f fe29626b4b3e79a113fd"),
+    "many nonzeros, s = 16, a bucket of norm zero": (
         row_of([16, -16, 7, -3, 0, 0, 0, 0, 0, 0, 5, -11, 16], [2.5, 0.0, 1e-3], s=16, bucket=5),
-        "00002040 00000000 6f12833a 047fcd2269e1f8",
+        "00002040 00000000 6f12833a 07b0ab26973aacd6",
     ),
-    # 1111; 5 and 12 in 4 bits each; the bit lengths 5, 7, 5, 0, 0, 5 of the counts 25, 125, 25, 0, 0, 25 in unary; ...
+    # 11111111; 8 and 12 in 5 bits each; the bit lengths 9, 7, 0, 0, 8 of the counts 500, 100, 0, 0, 200 in unary; ...
     "entropy, s = 8": (
-        row_of([0, 0, 1, 0, -1, 0, 0, 4] * 25, [1.0], s=8, bucket=200),
-        "0000803ff3b3efef8faf40b0ce54f6fbf84e281f1c6d486b59b5b93d4d82e3d2f2554457ae9512c98334596912276c725da3b10a06",
+        row_of([0, 0, 1, 0, 4, 0, 0, 4] * 100, [1.0], s=8, bucket=800),
+        "0000803fff433fefe3fdf240c4990b404c83dfaed1e6742ae6091d51c188224ead34d762b3d10c55e3280bb59fe54980c2159f7d0a40"
+        "bad225ce993a14256ca5573f46b0eb28d043e5d571a963e495f2811e214f43a9d833711d064769b41ec9a5a84b21102dbaec4bd2735e"
+        "a1b563fc95128218f59a2f622d5b45ec633635349c21810aa6863c7cb30b51057aca574013",
     ),
     "seeded digits, fixed": (
         digits_of([3, 0, 1, 2, 0, 0, 0], [1.5, 0.0], [0x01020304], base=4, bucket=4),
@@ -73,7 +70,7 @@ MESSAGES: dict[str, tuple[Payload, str]] = {
         "803f 20c0",
     ),
     "float16": (Values(ValuesLayout(2, torch.float16), torch.tensor([[1.0, -2.5]], dtype=torch.float16)), "003c 00c1"),
-    "largest levels of a quantizer": (row_of([32767, -32767], [1.0], s=32767, bucket=2), "0000803f ffffd00020"),
+    "largest levels of a quantizer": (row_of([32767, -32767], [1.0], s=32767, bucket=2), "0000803f e622390789"),
 }
 
 
@@ -92,19 +89,19 @@ FRAME = Frame(Kind.MODEL, b"run-0001", 3, 0xFFFFFFFF, 2, bytes(range(8)), b"body
 #           round    client   epoch    digest           length
 ADDRESS = "03000000 ffffffff 02000000 0001020304050607"
 FRAMES = {
-    "MODEL": (FRAME, f"4653 02 01 72756e2d30303031 {ADDRESS} 04000000 6089c096 626f6479"),
+    "MODEL": (FRAME, f"4653 03 01 72756e2d30303031 {ADDRESS} 04000000 8274481b 626f6479"),
     "UPDATES": (
         replace(FRAME, kind=Kind.UPDATES, body=pack_messages([b"one", b"", bytes(200)])),
-        f"4653 02 02 72756e2d30303031 {ADDRESS} cf000000 2ed9279d 036f6e65 00 c801 {'00' * 200}",
+        f"4653 03 02 72756e2d30303031 {ADDRESS} cf000000 63d296e3 036f6e65 00 c801 {'00' * 200}",
     ),
-    "UPLOAD": (replace(FRAME, kind=Kind.UPLOAD), f"4653 02 03 72756e2d30303031 {ADDRESS} 04000000 1fa1514c 626f6479"),
-    "MEMORY": (replace(FRAME, kind=Kind.MEMORY), f"4653 02 04 72756e2d30303031 {ADDRESS} 04000000 c0c86378 626f6479"),
-    "MOMENTS": (replace(FRAME, kind=Kind.MOMENTS), f"4653 02 05 72756e2d30303031 {ADDRESS} 04000000 dfdf93f8 626f6479"),
+    "UPLOAD": (replace(FRAME, kind=Kind.UPLOAD), f"4653 03 03 72756e2d30303031 {ADDRESS} 04000000 fd5cd9c1 626f6479"),
+    "MEMORY": (replace(FRAME, kind=Kind.MEMORY), f"4653 03 04 72756e2d30303031 {ADDRESS} 04000000 2235ebf5 626f6479"),
+    "MOMENTS": (replace(FRAME, kind=Kind.MOMENTS), f"4653 03 05 72756e2d30303031 {ADDRESS} 04000000 3d221b75 626f6479"),
     "SHARPNESS": (
         replace(FRAME, kind=Kind.SHARPNESS),
-        f"4653 02 06 72756e2d30303031 {ADDRESS} 04000000 bfe0f2a2 626f6479",
+        f"4653 03 06 72756e2d30303031 {ADDRESS} 04000000 5d1d7a2f 626f6479",
     ),
-    "REFRESH": (replace(FRAME, kind=Kind.REFRESH), f"4653 02 07 72756e2d30303031 {ADDRESS} 04000000 a0f70222 626f6479"),
+    "REFRESH": (replace(FRAME, kind=Kind.REFRESH), f"4653 03 07 72756e2d30303031 {ADDRESS} 04000000 420a8aaf 626f6479"),
 }
 
 
