@@ -148,7 +148,7 @@ def _spread(n: int, b: int) -> float:
 
 def theory_steps(experiment: Experiment, federation: Federation, task: Task) -> Steps:
     """The largest steps that a theorem admits for this experiment. Raises ConfigError with the reasons if none does."""
-    uplink, downlink = (fitted_channel(way, task.sizes) for way in (experiment.uplink, experiment.downlink))
+    uplink, downlink = fitted_channel(experiment.uplink, task.sizes), fitted_channel(experiment.downlink, task.sizes)
     method = Method(uplink, downlink, experiment.server, task.dim)
     constants, where = problem(experiment, federation, task), setting(experiment, federation, task)
     theorem = theorem_of(where, method)
