@@ -35,7 +35,7 @@ def play(experiment: Experiment, folder: Path, fresh: bool) -> None:
     Raises StoppedError after Ctrl-C, and what ``run`` and ``resume`` raise.
     """
     console = Console()
-    with stopping(lambda: _left(folder)) as stop:
+    with stopping(lambda: left_of(folder)) as stop:
         with View(console, stop, folder, resumed=not fresh) as view:
             result = run(experiment, folder, view) if fresh else resume(folder, view)
         if not fresh and not view.rounds:
@@ -78,7 +78,8 @@ def stopping(left: Callable[[], str]) -> Iterator[Stop]:
         signal.signal(signal.SIGINT, before)
 
 
-def _left(folder: Path) -> str:
+def left_of(folder: Path) -> str:
+    """What is left of a run that was stopped at once."""
     kept = (folder / "experiment.toml").exists()
     return f"at once; `fedsim resume {folder}` goes on from the last checkpoint" if kept else "before the first round"
 

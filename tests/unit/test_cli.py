@@ -17,6 +17,7 @@ import sys
 import termios
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -303,17 +304,20 @@ def test_ctrl_c_before_the_command_has_begun(cli: Cli, monkeypatch: pytest.Monke
 
 
 def test_ctrl_c_asks_then_insists(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with play.stopping(tmp_path) as stop:
+    before, stopping = signal.getsignal(signal.SIGINT), partial(play.stopping, partial(play.left_of, tmp_path))
+    with stopping() as stop:
         assert not stop.asked
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.asked
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(StoppedError, match="before the first round"), play.stopping(tmp_path):
+    with pytest.raises(StoppedError, match="before the first round"), stopping():
         raise KeyboardInterrupt
     (tmp_path / "experiment.toml").touch()
-    with pytest.raises(StoppedError, match=r"at once; `fedsim resume .*` goes on"), play.stopping(tmp_path):
+    with (
+        pytest.raises(StoppedError, match=r"at once; `fedsim resume .*` goes on"),
+        stopping(),
+    ):
         raise KeyboardInterrupt
     assert signal.getsignal(signal.SIGINT) is before
     assert capfd.readouterr().err == "\nstopping after this round; Ctrl-C again stops at once\n"
