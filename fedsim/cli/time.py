@@ -9,7 +9,7 @@ import typer
 
 
 def time(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders with runs below them.")],
     network: Annotated[
         str,
         typer.Option(
@@ -32,9 +32,10 @@ def time(
     from rich.table import Table
 
     from fedsim.cli.text import duration
+    from fedsim.reporting.runs import folders
     from fedsim.simulation.hindsight import network_named, replay
 
-    given = network_named(network) if network else None
+    named = network_named(network) if network else None
     table = Table(box=None, pad_edge=False)
     table.add_column("run")
     for name in (
@@ -46,8 +47,8 @@ def time(
         *(f"to loss {loss:g}" for loss in target or ()),
     ):
         table.add_column(name, justify="right")
-    for path in runs:
-        played = replay(path, given)
+    for path in (place for given in runs for place in folders(given) or [given]):
+        played = replay(path, named)
         seconds = played.timing.seconds
         cells = [str(played.network.__struct_config__.tag), str(len(seconds))]
         cells += [duration(float(np.median(seconds))), duration(float(seconds.max()))] if len(seconds) else ["-", "-"]

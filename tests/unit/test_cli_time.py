@@ -53,6 +53,10 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     return command
 
 
+def test_a_folder_of_runs(command: Command) -> None:
+    assert command(".", "--network", "4g") == command("plain", "timed", "--network", "4g")
+
+
 def test_a_run_over_a_network_that_it_did_not_know(command: Command, runs: Path) -> None:
     lines = [json.loads(line) for line in (runs / "plain" / "metrics.jsonl").read_text().splitlines()]
     status, out, _ = command("plain", "timed", "--network", "iot", "--target", f"{lines[1]['loss']}", "--target", "0")
