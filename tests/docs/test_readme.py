@@ -41,7 +41,8 @@ def test_experiment_files_are_valid(tmp_path: Path) -> None:
 
 def test_assignments_are_valid() -> None:
     text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
-    lines = [line for line in re.findall(r"`([^`]*--set [^`]*)`", text) if "key=value" not in line and "fedsim sweep" not in line]
+    lines = re.findall(r"`([^`]*--set [^`]*)`", text)
+    lines = [line for line in lines if "key=value" not in line and "fedsim sweep" not in line]
     assert lines
     for line in lines:
         words = shlex.split(line)
