@@ -80,7 +80,7 @@ VARIANTS: dict[str, dict[str, Table]] = {
 @dataclass(frozen=True, slots=True)
 class Problem:
     """What is learned. tables: of the experiment; targets: F - F*, falling; rounds: at most so many; multiples: of a
-    recipe's own step, that are tried.
+    recipe's own step, that are tried; batch: of local steps, 0: the recipe's own.
     """
 
     name: str
@@ -88,6 +88,7 @@ class Problem:
     targets: tuple[float, ...]
     rounds: int
     multiples: tuple[float, ...]
+    batch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +137,8 @@ def problems(libsvm: Path) -> dict[str, Problem]:
         "participation": {"scheme": "full"},
     }
     return {
-        "a9a": Problem("a9a", a9a, (0.1, 0.03, 0.01, 0.003), 200, (1, 4, 16)),
-        "digits": Problem("digits", {}, (1.0, 0.5, 0.3, 0.2), 300, (1, 3, 9, 27, 81)),
+        "a9a": Problem("a9a", a9a, (0.1, 0.03, 0.01, 0.003), 200, (1, 4), 128),
+        "digits": Problem("digits", {}, (1.0, 0.5, 0.3, 0.2), 300, (1, 3, 9, 27, 81), 0),
     }
 
 
@@ -156,7 +157,8 @@ def experiment(problem: Problem, recipe: str, tables: Table, multiple: float) ->
     local = own.local.epochs or own.local.steps > 1
     run = {"evaluate_every": 1 if local else EVERY}
     table: Table = {"algorithm": recipe, "rounds": problem.rounds // (LONG if local else 1), "run": run}
-    for layer in (problem.tables, tables, step(own, multiple)):
+    batch = {"local": {"batch": problem.batch or own.local.batch}} if local else {}
+    for layer in (problem.tables, batch, tables, step(own, multiple)):
         table = overlay(table, layer)
     return from_table(table)
 
@@ -164,7 +166,7 @@ def experiment(problem: Problem, recipe: str, tables: Table, multiple: float) ->
 def step(own: Experiment, multiple: float) -> Table:
     """``multiple`` of a recipe's step: of the clients' where the server only averages models."""
     if own.local.send == "difference":
-        return {"local": {"step": f"{multiple}/L", "batch": own.local.batch or 128}}
+        return {"local": {"step": f"{multiple}/L"}}
     given = own.server.step
     return {"server": {"step": f"{multiple}/L" if isinstance(given, str) else multiple * given}}
 
