@@ -22,6 +22,7 @@ from fedsim.algorithms.whitening import Off, Whitening
 from fedsim.data import Digits, Dirichlet, Scheme, Source
 from fedsim.errors import ConfigError, one_line
 from fedsim.keys import check_keys, nearest, shown, unknown_value
+from fedsim.network import Network, Untimed
 from fedsim.participation import KofN, Participation
 from fedsim.solvers.direction import Gradient, LocalDirection
 from fedsim.solvers.local import Local
@@ -39,6 +40,7 @@ TAGS = {
     "whitening": "mode",
     "uplink": "compressor",
     "downlink": "compressor",
+    "network": "profile",
 }
 """The key that says which kind of thing a table describes; another kind has other keys."""
 
@@ -94,6 +96,8 @@ class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rows: where clients keep what they remember on a CPU: in "memory" or on "disk".
         wire: "counted": only the lengths of messages are computed; "real": every message is made, sent and read. The
             same model and ledger, the second much slower.
+        trackers: tools that are given every evaluation as well: "tensorboard", "mlflow", "wandb". metrics.jsonl has
+            them always. Each is an extra: pip install 'fedsim[tensorboard]'.
         baseline: after the run, also run it uncompressed until it reaches the same loss, and compare the bytes.
     """
 
@@ -108,6 +112,7 @@ class RunOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checkpoint_every: Annotated[int, msgspec.Meta(ge=1)] = 50
     rows: Literal["memory", "disk"] = "memory"
     wire: Literal["counted", "real"] = "counted"
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     baseline: bool = False
 
 
@@ -135,6 +140,11 @@ class DeployOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that determines a run. ``Experiment.of(algorithm="diana")`` starts from a recipe.
 
+    Args:
+        algorithm: the recipe, whose settings are the defaults of all other keys; `fedsim recipes` lists them.
+        seed: of all random numbers.
+        rounds: how many are played.
+
     >>> Experiment.of(algorithm="diana", rounds=10).downlink.compressor
     Identity(values='float32')
     """
@@ -155,6 +165,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server: ServerOptions = ServerOptions()
     run: RunOptions = RunOptions()
     deploy: DeployOptions = DeployOptions()
+    network: Network = Untimed()
 
     @staticmethod
     def of(**tables: Any) -> Experiment:
@@ -178,8 +189,10 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         del table["deploy"]
         for where in ("paths", "test"):  # of ``Own``: where data lies, on each machine elsewhere
             table["data"].pop(where, None)
-        for how in ("checkpoint_every", "evaluate_every", "workers", "rows", "wire", "baseline"):
+        for how in HOW:
             del table["run"][how]
+        if self.network == DEFAULTS.network:
+            del table["network"]
         for part, names in LATER.items():  # as runs were named before there was a choice
             for name in names:
                 if getattr(getattr(self, part), name) == getattr(getattr(DEFAULTS, part), name):
@@ -188,6 +201,9 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 DEFAULTS = Experiment()
+
+HOW = ("checkpoint_every", "evaluate_every", "workers", "rows", "wire", "trackers", "baseline")
+"""Keys of [run] that change neither the model nor the ledger."""
 
 LATER = {
     "run": ("compute",),
@@ -209,10 +225,15 @@ def load(path: Path | None, assignments: Sequence[str] = ()) -> Experiment:
     Raises ConfigError naming the file and line, the unknown key and its nearest neighbour, or the wrong value.
     """
     table = default_table() if path is None else read_toml(path)
-    assigned: Table = {}
+    return from_table(overlay(table, assigned(assignments)))
+
+
+def assigned(assignments: Sequence[str]) -> Table:
+    """``table.key=value`` texts as tables, in whatever order a kind and its keys were given. Raises ConfigError."""
+    table: Table = {}
     for assignment in assignments:
-        assigned = _merged(assigned, parse_assignment(assignment))
-    return from_table(overlay(table, assigned))
+        table = merged(table, parse_assignment(assignment))
+    return table
 
 
 def read_toml(path: Path) -> Table:
@@ -301,9 +322,27 @@ def parse_assignment(text: str) -> Table:
         result: Any = tomllib.loads(f"value = {value}")["value"]
     except (ValueError, RecursionError):
         result = value.strip()
+    return nested(names, result)
+
+
+def merged(below: Table, above: Table) -> Table:
+    """Both, key by key; unlike ``overlay`` in whatever order a kind and its keys were given."""
+    both = {
+        key: merged(below[key], value) if isinstance(value, dict) and isinstance(below.get(key), dict) else value
+        for key, value in above.items()
+    }
+    return below | both
+
+
+def nested(names: Sequence[str], value: Any) -> Table:
+    """A value in tables within each other, the outermost named first; there is at least one.
+
+    >>> nested(["uplink", "levels"], 4)
+    {'uplink': {'levels': 4}}
+    """
     for name in reversed(names):
-        result = {name: result}
-    table: Table = result
+        value = {name: value}
+    table: Table = value
     return table
 
 
@@ -314,15 +353,6 @@ def _deeper(value: Any, depth: int) -> bool:
         groups = [one.values() if isinstance(one, dict) else one for one in inside if isinstance(one, (dict, list))]
         inside = [one for group in groups for one in group]
     return any(isinstance(one, (dict, list)) for one in inside)
-
-
-def _merged(below: Table, above: Table) -> Table:
-    """Both, key by key; unlike ``overlay`` in whatever order a kind and its keys were given."""
-    both = {
-        key: _merged(below[key], value) if isinstance(value, dict) and isinstance(below.get(key), dict) else value
-        for key, value in above.items()
-    }
-    return below | both
 
 
 def _nest(table: Table, options: type[msgspec.Struct]) -> Table:

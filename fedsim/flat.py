@@ -89,3 +89,8 @@ class ModuleRow:
         """float[d] -> the named parameters, as views of the row: nothing is copied."""
         parts = zip(self.names, self.shapes, self.offsets[:-1], self.offsets[1:], strict=True)
         return {name: row[start:stop].view(shape) for name, shape, start, stop in parts}
+
+    def blocks(self, rows: Tensor) -> list[Tensor]:
+        """float[n, d] -> each parameter of n models, [n, *shape], in the order of ``names``; views as well."""
+        parts = zip(self.shapes, self.offsets[:-1], self.offsets[1:], strict=True)
+        return [rows[:, start:stop].view(-1, *shape) for shape, start, stop in parts]

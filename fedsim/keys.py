@@ -69,7 +69,7 @@ def check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct], tags: Mappi
     for key, value in table.items():
         if key not in fields:
             raise ConfigError(f"unknown key {shown(key)}{nearest(key, fields)}; keys: {_listed(fields)}")
-        variants = _structs(fields[key].type)
+        variants = structs_of(fields[key].type)
         if variants and not isinstance(value, Mapping):
             example = tags.get(key) or variants[0].fields[0].encode_name
             raise ConfigError(
@@ -102,15 +102,16 @@ def _check_table(name: str, table: Mapping[str, Any], type_: Type, tag: str) -> 
             raise ConfigError(
                 f"unknown key {shown(f'{name}.{key}')}"
                 + (f" (did you mean '{name}.{close}'?)" if (close := _close(key, possible)) else "")
-                + f"; keys of [{name}]{f' with {tag} = {table[tag]!r}' if variants else ''}: {_listed(possible)}"
+                + f"; keys of [{name}]{f' with {tag} = {table[tag]!r}' if variants else ''}: {_listed(possible)}; "
+                f"`fedsim keys {name.split('.')[0]}` explains them"
             )
         _check_size(f"{name}.{key}", table[key])
-        if key != tag and isinstance(table[key], Mapping) and (inner := _structs(fields[key].type)):
+        if key != tag and isinstance(table[key], Mapping) and (inner := structs_of(fields[key].type)):
             _check_table(f"{name}.{key}", table[key], fields[key].type, str(inner[0].tag_field))
     for key, field in fields.items():
         if field.required and key not in table and key != tag:
             raise ConfigError(
-                f"{name}.{key} is missing; [{name}] with {tag} = {table.get(tag)!r} needs it{_meaning(field.type)}"
+                f"{name}.{key} is missing; [{name}] with {tag} = {table.get(tag)!r} needs it{_aside(field.type)}"
             )
 
 
@@ -136,7 +137,7 @@ def unknown_value(message: str, table: Mapping[str, Any], kind: type[msgspec.Str
     for name in re.findall(r"[^.\[\]]+", path):
         type_ = _inner(type_, name, value)
         value = value[int(name)] if isinstance(value, (list, tuple)) else value[name]
-    return f"{path.replace('.compressor.', '.')} = {shown(value)}: expected {_expected(type_)}"
+    return f"{path.replace('.compressor.', '.')} = {shown(value)}: expected {accepted(type_)}"
 
 
 def _inner(type_: Type, name: str, value: Any) -> Type:
@@ -145,18 +146,18 @@ def _inner(type_: Type, name: str, value: Any) -> Type:
         return _inner(type_.type, name, value)
     if isinstance(type_, VarTupleType):
         return type_.item_type
-    structs = _structs(type_)
+    structs = structs_of(type_)
     chosen = next(struct for struct in structs if len(structs) == 1 or value.get(struct.tag_field) == struct.tag)
     return next(field.type for field in chosen.fields if field.encode_name == name)
 
 
-def _expected(type_: Type) -> str:
-    """What a type accepts, in words."""
+def accepted(type_: Type, briefly: bool = False) -> str:
+    """What a type accepts, in words. briefly: without its description."""
     match type_:
         case Metadata(type=inner):
-            return _expected(inner) + _meaning(type_)
+            return accepted(inner) + ("" if briefly else _aside(type_))
         case UnionType(types=types):
-            return ", or ".join(map(_expected, types))
+            return ", or ".join(map(accepted, types))
         case LiteralType(values=values):
             return " or ".join(map(repr, values))
         case IntType():
@@ -168,11 +169,26 @@ def _expected(type_: Type) -> str:
         case StrType():
             return "text"
         case VarTupleType(item_type=item, min_length=least):
-            return f"a list{f' of at least {least}' if least else ''}, each item {_expected(item)}"
+            return f"a list{f' of at least {least}' if least else ''}, each item {accepted(item)}"
         case StructType(tag_field=str(field), tag=tag):
             return f"a table with {field} = {tag!r}"
         case _:
             return "another kind of value"
+
+
+def default_of(field: Field) -> str:
+    """A field's default as TOML; "" for one that must be given.
+
+    >>> from fedsim.participation import Bernoulli
+    >>> [default_of(field) for field in type_info(Bernoulli).fields]
+    ['']
+    """
+    if field.required:
+        return ""
+    value = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+    if isinstance(value, msgspec.Struct):
+        return f'"{value.__struct_config__.tag}"'
+    return shown(list(value) if isinstance(value, tuple) else value).replace("'", '"')
 
 
 def _bounds(type_: IntType | FloatType) -> str:
@@ -200,23 +216,28 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-def _structs(type_: Type) -> list[StructType]:
+def structs_of(type_: Type) -> list[StructType]:
+    """The structs that a type admits."""
     inner = type_.types if isinstance(type_, UnionType) else (type_,)
     return [struct for struct in inner if isinstance(struct, StructType)]
 
 
 def _channel_parts(type_: Type, tag: str) -> tuple[dict[str, Field], list[StructType]]:
     """(fields that every variant has, variants). A channel's variants are those of its field named ``tag``."""
-    structs = _structs(type_)
+    structs = structs_of(type_)
     if len(structs) == 1 and structs[0].tag is None:
         fields = {field.encode_name: field for field in structs[0].fields}
         if tag in fields:
-            variants = _structs(fields.pop(tag).type)
+            variants = structs_of(fields.pop(tag).type)
             return fields, variants
     return {}, structs
 
 
-def _meaning(type_: Type) -> str:
-    """The description attached to a type, as the end of a sentence."""
+def described(type_: Type) -> str:
+    """The description attached to a type, or nothing."""
     schema = (type_.extra_json_schema if isinstance(type_, Metadata) else None) or {}
-    return f" ({schema['description']})" if "description" in schema else ""
+    return str(schema.get("description", ""))
+
+
+def _aside(type_: Type) -> str:
+    return f" ({meaning})" if (meaning := described(type_)) else ""

@@ -9,16 +9,16 @@ A line is one frame. ``messages`` counts the updates in it: more than one when a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import CheckpointError
+from fedsim.errors import CheckpointError, one_line
 
 Whole = NDArray[np.int64]
 
@@ -121,12 +121,11 @@ class Ledger:
         return text
 
 
-def _counts(column: NDArray[Any]) -> bool:
-    return bool(np.isfinite(column).all() and (column >= 0).all())
+_TYPES = [*zip(COLUMNS, ("i8", "i8", "U4", "U16", "i8", "f8", "i8", "i8"), strict=True)]
 
 
-def read_totals(path: Path) -> dict[tuple[Direction, Entry], Cost]:
-    """The totals of a ledger.csv, by direction and kind. A last line that a killed run left unfinished does not count.
+def read_lines(path: Path) -> NDArray[np.void]:
+    """A ledger.csv, a row a frame, with the fields ``COLUMNS``; without a last line that a killed run left unfinished.
 
     Raises CheckpointError when it is not a ledger.
     """
@@ -136,18 +135,27 @@ def read_totals(path: Path) -> dict[tuple[Direction, Entry], Cost]:
     if not (whole or header).startswith(header) or (not whole and not header.startswith(content)):
         raise CheckpointError(f"{path}: not a ledger (its columns are not {', '.join(COLUMNS)}); restore the file")
     if whole.count("\n") < 2:
-        return {}
+        return np.zeros(0, _TYPES)
     try:
-        table: NDArray[np.void] = np.atleast_1d(
-            np.genfromtxt(whole.splitlines(), delimiter=",", names=True, dtype=None, encoding="utf-8")
-        )
-        if table.dtype.names != COLUMNS:
-            raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
-        if any(table.dtype[name].kind not in "if" or not _counts(table[name]) for name in COLUMNS[5:]):
-            raise ValueError("a cost is not a number")
-    except (ValueError, TypeError, OverflowError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: not a ledger ({reason}); restore the file") from None
+        with warnings.catch_warnings():  # of a number that is not whole
+            warnings.simplefilter("error")
+            table: NDArray[np.void] = np.loadtxt(
+                whole.splitlines()[1:], _TYPES, comments=None, delimiter=",", ndmin=1, encoding="utf-8"
+            )
+        if not all(
+            np.isfinite(table[name]).all() and (table[name] >= 0).all()
+            for name in COLUMNS
+            if name not in ("direction", "kind")
+        ):
+            raise ValueError("a number is negative, or none")
+    except (ValueError, TypeError, OverflowError, Warning) as error:
+        raise CheckpointError(f"{path}: not a ledger ({one_line(str(error))}); restore the file") from None
+    return table
+
+
+def read_totals(path: Path) -> dict[tuple[Direction, Entry], Cost]:
+    """The totals of a ledger.csv, by direction and kind; see ``read_lines``."""
+    table = read_lines(path)
     totals: dict[tuple[Direction, Entry], Cost] = {}
     for direction in Direction:
         for kind in Entry:

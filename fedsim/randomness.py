@@ -17,6 +17,7 @@ from enum import IntEnum
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim import kernels
@@ -50,6 +51,7 @@ class Purpose(IntEnum):
     PLACES = 10
     SYNCHRONISE = 11
     ROTATION = 16
+    NETWORK = 24
 
 
 def philox(
@@ -67,6 +69,24 @@ def philox(
         c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1, c2, c3
+
+
+def four_words(
+    seed: int, purpose: Purpose, rounds: NDArray[np.int64], clients: NDArray[np.int64], index: int = 0
+) -> NDArray[np.int64]:
+    """The first four words of ``Stream(seed, purpose, round, index)`` for each pair of a round and a client.
+
+    rounds, clients: int64[n]. Returns int64[n, 4], each in [0, 2^32).
+    """
+    if len(rounds) and (rounds == rounds[0]).all():  # a compiled loop
+        return Stream(seed, purpose, int(rounds[0]), index).words(torch.from_numpy(clients), 4).numpy()
+    counter = (
+        torch.zeros(1, dtype=torch.int64),
+        torch.from_numpy(np.ascontiguousarray(clients)),
+        torch.from_numpy(np.ascontiguousarray(rounds)),
+        torch.tensor([int(purpose) + 256 * index]),
+    )
+    return torch.stack(philox(counter, (seed & _MASK, (seed >> 32) & _MASK)), dim=-1).numpy()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from fedsim.cli import main
 from fedsim.data import FashionMNIST
 from fedsim.errors import FedsimError
 
@@ -21,6 +23,9 @@ settings.register_profile("no deadline", deadline=None)  # the first example tha
 settings.load_profile("no deadline")
 
 LIBSVM = Path(__file__).resolve().parents[2] / "shared" / "data" / "libsvm"
+Command = Callable[..., tuple[int, str, str]]
+"""Arguments -> exit status, standard output, standard error."""
+
 Refused = Callable[..., AbstractContextManager[None]]
 
 
@@ -58,6 +63,22 @@ def refused() -> Refused:
             at += len(part)
 
     return refused
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """``command("compare", "a", "b")``: the command line, in this process."""
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedsim", *argv])
+        status = 0
+        try:
+            main.main()
+        except SystemExit as left:
+            status = int(left.code or 0)
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

@@ -90,11 +90,19 @@ class Clients:
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """Who takes part. clients: int64[n], ascending; weights: float[n], v_i; probability: of a client to take part."""
+    """Who takes part. clients: int64[n], ascending; weights: float[n], v_i.
+
+    probability: of a client to take part: the same for all, or float[n].
+    """
 
     clients: Tensor
     weights: Tensor
-    probability: float
+    probability: float | Tensor
+
+    def only(self, chosen: Tensor) -> Cohort:
+        """Some of them. chosen: bool[n]."""
+        probability = self.probability[chosen] if isinstance(self.probability, Tensor) else self.probability
+        return Cohort(self.clients[chosen], self.weights[chosen], probability)
 
 
 def begin(method: Method, model: Tensor, clients: int) -> Server:

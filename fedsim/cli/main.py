@@ -10,19 +10,45 @@ from typing import Annotated
 import click
 import typer
 
-from fedsim.cli import certs, compare, cost, data, doctor, messages, recipes, resume, run, theory, worker
+from fedsim.cli import (
+    certs,
+    cite,
+    compare,
+    cost,
+    data,
+    doctor,
+    gallery,
+    keys,
+    messages,
+    recipes,
+    report,
+    resume,
+    run,
+    sweep,
+    theory,
+    time,
+    watch,
+    worker,
+)
 from fedsim.errors import FedsimError, StoppedError, one_line
 
 app = typer.Typer(name="fedsim", add_completion=False, pretty_exceptions_enable=False)
 for command in (
     run.run,
     resume.resume,
+    sweep.sweep,
     cost.cost,
     compare.compare,
+    report.report,
+    watch.watch,
+    gallery.gallery,
     recipes.recipes,
+    keys.keys,
+    cite.cite,
     data.data,
     messages.messages,
     theory.theory,
+    time.time,
     doctor.doctor,
     worker.worker,
     certs.certs,
@@ -48,8 +74,8 @@ def fedsim(
 def main() -> None:
     """Entry point: a mistake of the user is one line on standard error and exit status 2, never a traceback.
 
-    130: stopped by Ctrl-C. 1: the reader of the output has gone, or two runs that were compared differ. Warnings of
-    libraries are for developers (python -W).
+    130: stopped by Ctrl-C. 1: the reader of the output has gone, two runs that were compared differ, or a run of a
+    sweep diverged or failed. Warnings of libraries are for developers (python -W).
     """
     with warnings.catch_warnings():
         if not sys.warnoptions:

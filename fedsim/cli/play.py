@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -35,7 +35,7 @@ def play(experiment: Experiment, folder: Path, fresh: bool) -> None:
     Raises StoppedError after Ctrl-C, and what ``run`` and ``resume`` raise.
     """
     console = Console()
-    with stopping(folder) as stop:
+    with stopping(lambda: left_of(folder)) as stop:
         with View(console, stop, folder, resumed=not fresh) as view:
             result = run(experiment, folder, view) if fresh else resume(folder, view)
         if not fresh and not view.rounds:
@@ -55,8 +55,11 @@ def is_compressed(experiment: Experiment) -> bool:
 
 
 @contextmanager
-def stopping(folder: Path) -> Iterator[Stop]:
-    """While inside, the first Ctrl-C only asks the run to stop; the second raises StoppedError at once."""
+def stopping(left: Callable[[], str]) -> Iterator[Stop]:
+    """While inside, the first Ctrl-C only asks the run to stop; the second raises StoppedError at once.
+
+    left: what the error says of what is left.
+    """
     stop = Stop()
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -70,12 +73,15 @@ def stopping(folder: Path) -> Iterator[Stop]:
     try:
         yield stop
     except KeyboardInterrupt:
-        kept = (folder / "experiment.toml").exists()
-        raise StoppedError(
-            f"at once; `fedsim resume {folder}` goes on from the last checkpoint" if kept else "before the first round"
-        ) from None
+        raise StoppedError(left()) from None
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def left_of(folder: Path) -> str:
+    """What is left of a run that was stopped at once."""
+    kept = (folder / "experiment.toml").exists()
+    return f"at once; `fedsim resume {folder}` goes on from the last checkpoint" if kept else "before the first round"
 
 
 def summary(console: Console, result: Result, folder: Path) -> None:
@@ -100,6 +106,8 @@ def outcome(
         console,
         f"  up {text.size(up.frame_bytes)}, down {text.size(down.frame_bytes)}  ({described(totals)})",
     )
+    if "seconds" in metrics:
+        print_line(console, f"  simulated time {text.duration(metrics['seconds'])}")
     print_line(console, f"  model {digest[:16]}  in {folder}")
 
 

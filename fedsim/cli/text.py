@@ -9,20 +9,32 @@ import msgspec
 
 from fedsim.simulation.setup import Setup
 
-UNITS = ("B", "kB", "MB", "GB", "TB")
+PREFIXES = ("", "k", "M", "G", "T")
 
 
-def size(count: float) -> str:
-    """Bytes with a decimal unit, three digits.
+def size(count: float, unit: str = "B") -> str:
+    """Bytes, or bits, with a decimal unit, three digits.
 
-    >>> size(41_234), size(999), size(1.5e9), size(2e13)
-    ('41.2 kB', '999 B', '1.50 GB', '20.0 TB')
+    >>> size(41_234), size(999), size(1.5e9), size(2e13, "bit")
+    ('41.2 kB', '999 B', '1.50 GB', '20.0 Tbit')
     """
     power = 0
-    while count >= 999.5 and power < len(UNITS) - 1:
+    while count >= 999.5 and power < len(PREFIXES) - 1:
         count, power = count / 1000, power + 1
     digits = 0 if power == 0 or count >= 99.95 else 1 if count >= 9.995 else 2
-    return f"{count:.{digits}f} {UNITS[power]}"
+    return f"{count:.{digits}f} {PREFIXES[power]}{unit}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them, three digits.
+
+    >>> duration(0.0123), duration(41.26), duration(600), duration(86400 * 2.5)
+    ('0.0123 s', '41.3 s', '10.0 min', '2.50 d')
+    """
+    for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:#.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def headline(setup: Setup) -> str:

@@ -7,45 +7,57 @@ from fedsim.cli.options import Assignments, ExperimentFile
 
 def theory(experiment: ExperimentFile = None, assignments: Assignments = None) -> None:
     """Say which theorem covers an experiment, the steps it admits and what it promises; or why none does."""
-    from fedsim.algorithms.theory import admissible, uncovered
     from fedsim.data import refuse_absent
     from fedsim.experiment import load
+    from fedsim.simulation.constants import noise, problem
     from fedsim.simulation.setup import prepare
-    from fedsim.simulation.theory import noise, problem, promised, setting
+    from fedsim.simulation.theory import predicted
 
     setup = prepare(load(experiment, assignments or ()))
     parsed, federation, task = setup.experiment, setup.federation, setup.task
     refuse_absent(federation)
     constants = problem(parsed, federation, task)
-    found = noise(parsed, federation, task)
-    for name, value in (
-        ("L_max, of a mini-batch", constants.sample_smoothness),
-        ("mu", constants.convexity),
-        ("clients M", constants.clients),
-        ("mini-batches of an epoch n", constants.batches),
-        ("omega up", constants.up),
-        ("omega down", constants.down),
-        ("memory rate alpha", setup.method.alpha),
-        ("zeta^2, clients at the optimum", found.client),
-        ("sigma^2, mini-batches at the optimum", found.batch),
-        ("F at the optimum", found.value),
-    ):
-        print(f"{name:38} {value:.6g}")
-    reasons = uncovered(setting(parsed, federation, task), setup.method)
-    print(f"{'step of the server, in use':38} {setup.step:.6g}")
-    print(f"{'step of a client, in use':38} {setup.plan.step:.6g}")
-    if reasons:
-        print("no theorem covers this experiment: " + "; ".join(reasons))
-        return
-    steps = admissible(constants, parsed.uplink.memory, setup.method.alpha)
-    print(f"covered by {steps.theorem}")
-    print(f"{'  server step at most':38} {steps.server:.6g}   in use: {setup.step / steps.server:.4g} times")
-    if constants.batches > 1:
-        print(f"{'  client step at most':38} {steps.local:.6g}   in use: {setup.plan.step / steps.local:.4g} times")
-    if steps.alpha:
-        print(f"{'  memory rate at most':38} {steps.alpha:.6g}   in use: {setup.method.alpha / steps.alpha:.4g} times")
-    said = promised(parsed, federation, task, setup.step, setup.plan.step)
-    inside = setup.step <= steps.server and (constants.batches == 1 or setup.plan.step <= steps.local)
-    inside = inside and steps.admit_rate(setup.method.alpha)
-    print(f"{'  rate, a round':38} {said.rate:.6g}" + ("" if inside else "   (not promised: steps or rate are larger)"))
-    print(f"{'  floor of the squared distance':38} {said.floor:.6g}")
+    found, said = noise(parsed, federation, task), predicted(setup)
+    _print("L of F", constants.smoothness)
+    _print("L_b, of a batch", constants.batch_smoothness)
+    _print("L_max, of a mini-batch of a pass", constants.sample_smoothness)
+    _print("mu", constants.convexity)
+    _print("clients N", constants.clients)
+    _print("largest weight of a client", constants.share)
+    _print("probability to take part p", constants.probability)
+    _print("mini-batches of an epoch n", constants.batches)
+    _print("omega up", constants.up)
+    _print("omega down", constants.down)
+    _print("memory rate alpha", setup.method.alpha)
+    _print("B^2 (zeta^2), clients at the optimum", found.client)
+    _print("sigma^2, mini-batches at the optimum", found.batch)
+    _print("F at the optimum", found.value)
+    _print("step of the server, in use", setup.step)
+    _print("step of a client, in use", setup.plan.step)
+    if not said.theorem:
+        print("no theorem covers this experiment: " + "; ".join(said.reasons))
+    else:
+        print(f"{'covered by' if said.covered else 'would be covered by'} {said.theorem}; {said.source}")
+        for reason in said.reasons:
+            print(f"  {reason}")
+        _print("  server step at most", said.admissible, setup.step)
+        if constants.batches > 1:
+            _print("  client step at most", said.local, setup.plan.step)
+        if said.alpha:
+            _print("  memory rate at most", said.alpha, setup.method.alpha)
+        print(f"  of the {said.measure}" + ("" if said.covered else "   (not promised: steps or rate are larger)"))
+        _print("    rate, a round", said.rate)
+        _print("    floor, at most", said.bound)
+    if said.floor_loss is not None:
+        print("stationary law (derived, no bound)")
+        _print("  excess loss F - F*", said.floor_loss)
+        _print("    to first order in the step", said.first)
+        _print("    share of noise off the optimum", said.gain)
+        _print("  squared distance", said.floor_distance)
+        _print("    at least", said.least)
+
+
+def _print(name: str, value: float | None, used: float | None = None) -> None:
+    """One line; with ``used``, how large that is beside the value."""
+    if value is not None:
+        print(f"{name:38} {value:.6g}" + ("" if used is None else f"   in use: {used / value:.4g} times"))

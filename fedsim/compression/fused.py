@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim import kernels
@@ -60,6 +61,26 @@ def quantize(
     return payload, torch.from_numpy(after)
 
 
+def decode(payload: Levels, dtype: torch.dtype) -> Tensor:
+    """What the rows of a payload decode to, dtype[n, d]: float32 or float64."""
+    from fedsim.kernels import average as kernel
+
+    levels, norms = _parts(payload, len(payload.levels))
+    rows = np.empty(levels.shape, np.float64 if dtype == torch.float64 else np.float32)
+    kernel.decode(levels, norms, payload.layout.bucket, rows.dtype.type(payload.layout.levels), rows)
+    return torch.from_numpy(rows)
+
+
+def _parts(payload: Levels, n: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """(levels, norms) of n rows. Kernels check no bounds."""
+    layout, levels, norms = payload.layout, payload.levels.detach().numpy(), payload.norms.detach().numpy()
+    fit = levels.shape == (n, layout.d) and norms.shape == (n, layout.buckets)
+    if not fit or levels.dtype != np.int32 or norms.dtype != np.float32:
+        found = [f"{part.dtype}{list(part.shape)}" for part in (levels, norms)]
+        raise ValueError(f"levels and norms are {found}, which do not fit {n} rows of {layout}")
+    return np.ascontiguousarray(levels), np.ascontiguousarray(norms)
+
+
 def weighted_rows(rows: Tensor, weights: Tensor) -> Tensor:
     """Sums over n >= 1 rows, float[n, d], of weight times row: float[m, n] -> float[m, d]."""
     from fedsim.kernels import average as kernel
@@ -76,12 +97,9 @@ def weighted_sums(payload: Levels, weights: Tensor) -> Tensor:
     """Sums over the rows of a payload, n >= 1, of weight times what the row decodes to. float[m, n] -> float[m, d]."""
     from fedsim.kernels import average as kernel
 
-    layout, n = payload.layout, weights.shape[1]
-    if payload.levels.shape != (n, layout.d) or payload.norms.shape != (n, layout.buckets):  # kernels check no bounds
-        shapes = [list(part.shape) for part in (payload.levels, payload.norms, weights[0])]
-        raise ValueError(f"levels, norms and weights of a row have shapes {shapes}, which do not fit {layout}")
+    layout = payload.layout
+    levels, norms = _parts(payload, weights.shape[1])
     factors = np.ascontiguousarray(weights.numpy())
     sums = np.empty((len(factors), layout.d), factors.dtype)
-    levels, norms = (np.ascontiguousarray(part.numpy()) for part in (payload.levels, payload.norms))
     kernel.weighted_sums(levels, norms, layout.bucket, factors.dtype.type(layout.levels), factors, sums)
     return torch.from_numpy(sums)

@@ -164,4 +164,5 @@ def _signed(places: Tensor, rows: Tensor) -> Tensor:
 def _read(digits: Tensor, powers: Tensor, dtype: torch.dtype) -> Tensor:
     """Inverse of ``_signed``, to powers[place - 1] with a sign. powers: float64[k]."""
     values = torch.stack([powers, -powers], dim=1).flatten()
-    return torch.cat([torch.zeros(1, dtype=torch.float64), values]).to(dtype)[digits.long()]
+    table = torch.cat([torch.zeros(1, dtype=torch.float64), values]).to(digits.device, dtype)
+    return table[digits.long()]

@@ -107,6 +107,8 @@ class Quantize(msgspec.Struct, frozen=True, tag_field="compressor", tag="quantiz
     def decompress(self, payload: Payload, dtype: torch.dtype) -> Tensor:
         """Levels -> dtype[n, d]: norm * level / s."""
         levels = self.check(payload)
+        if dtype in (torch.float32, torch.float64) and fused.usable(levels.norms):
+            return fused.decode(levels, dtype)
         norms = buckets.spread(levels.norms.to(dtype), levels.layout.bucket, levels.layout.d)
         return norms * (levels.levels.to(dtype) / self.levels)
 

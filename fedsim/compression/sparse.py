@@ -7,6 +7,7 @@ that change are written. Bit for bit what ``Quantize`` and ``cohort`` say.
 
 from __future__ import annotations
 
+from functools import cache
 from threading import Thread
 from typing import Any
 
@@ -32,6 +33,7 @@ def pays(layout: LevelsLayout, linf: bool) -> bool:
     return not linf and 16 * _expected(layout) <= layout.d
 
 
+@cache
 def _expected(layout: LevelsLayout) -> float:
     s = layout.levels
     return float(layout.buckets * s * (s + layout.bucket**0.5))

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedsim.errors import DataError
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
@@ -100,10 +102,34 @@ class Federation:
         return Examples(self.features[start:stop], self.targets[start:stop], self.classes)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Federation:
-        """The same federation on ``device``, numbers as ``Examples.to``; offsets stay on the CPU."""
+        """The same federation on ``device``, numbers as ``Examples.to``; offsets stay on the CPU.
+
+        Raises DataError, naming a client, where a number is too large for ``dtype``.
+        """
+        self._refuse_beyond(dtype)
         train = self.all().to(device, dtype)
         test = None if self.test is None else self.test.to(device, dtype)
         return replace(self, features=train.features, targets=train.targets, test=test)
+
+    def _refuse_beyond(self, dtype: torch.dtype) -> None:
+        for part in (self.all(), self.test):
+            if part is None or (row := _first_beyond(part, torch.finfo(dtype).max)) is None:
+                continue
+            client = int((self.offsets <= row).sum()) - 1
+            place = f"client {client}, its row {row - int(self.offsets[client])}"
+            where = "the test set" if part is self.test else place
+            raise DataError(
+                f"{self.name}: a number of {where} is too large for {str(dtype).removeprefix('torch.')}; scale the "
+                "data, or set run.precision = 'float64'"
+            )
+
+
+def _first_beyond(examples: Examples, largest: float) -> int | None:
+    """The first row with a number whose size is above ``largest``; class numbers are none."""
+    beyond = (examples.features.flatten(1).abs() > largest).any(1)
+    if examples.classes is None:
+        beyond |= examples.targets.abs() > largest
+    return int(beyond.nonzero()[0]) if bool(beyond.any()) else None
 
 
 def federate(dataset: Dataset, owners: Tensor) -> Federation:

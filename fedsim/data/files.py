@@ -33,6 +33,12 @@ class Readable(Protocol):
         ...
 
 
+def refuse_endless(path: Path) -> None:
+    """Raise DataError for what may never end when it is read."""
+    if path.is_fifo() or path.is_char_device() or path.is_block_device() or path.is_socket():
+        raise DataError(f"{path}: a pipe or a device, which may never end; give the path of a file")
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Readable]:
     """The bytes of a file, decompressed when it starts like gzip (the name does not matter).
@@ -40,8 +46,7 @@ def opened(path: Path) -> Iterator[Readable]:
     Raises DataError when the file is missing, is a folder, may not be read, or is damaged gzip, also while reading.
     """
     try:
-        if path.is_fifo() or path.is_char_device() or path.is_block_device() or path.is_socket():
-            raise DataError(f"{path}: a pipe or a device, which may never end; give the path of a file")
+        refuse_endless(path)
         with path.open("rb") as raw:
             zipped = raw.read(2) == GZIP_MAGIC
             raw.seek(0)

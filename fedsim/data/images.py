@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data.files import refuse_endless
 from fedsim.data.svmlight import MAX_DENSE
 from fedsim.errors import ConfigError, DataError
 
@@ -67,6 +68,7 @@ def _decoded(file: Path, shape: tuple[int, ...]) -> NDArray[Any]:
     except ModuleNotFoundError:
         raise DataError(f"{file}: to read images takes Pillow; pip install 'fedsim[images]'") from None
     channels, height, width = shape
+    refuse_endless(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

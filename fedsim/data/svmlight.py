@@ -9,6 +9,7 @@ number that is not finite; only then, or when it fails, every line is examined h
 
 from __future__ import annotations
 
+import codecs
 import io
 import math
 import re
@@ -89,7 +90,7 @@ class SparseText:
 
 def read_svmlight(path: Path) -> SparseText:
     """Parse a file, plain or gzip. Raises DataError naming the file and, where there is one, the line at fault."""
-    content = read_file(path, MAX_TEXT)
+    content = read_file(path, MAX_TEXT).removeprefix(codecs.BOM_UTF8)
     parsed = _parse(content)
     if parsed is None or _UNUSUAL.search(content):
         fault = _first_fault(content) or (

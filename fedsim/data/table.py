@@ -51,7 +51,7 @@ def read_table(path: Path, width: int, label: str = "") -> Table:
         if len(row) != width + 1:
             raise DataError(
                 f"{path}:{line}: {len(row)} columns, expected {width + 1}, which are {width} features and a label; "
-                "mend the line or data.shape"
+                + (_separated(row, width + 1) or "mend the line or data.shape")
             )
     at = at % (width + 1)
     cells = [row[:at] + row[at + 1 :] for _, row in rows]
@@ -71,6 +71,14 @@ def read_table(path: Path, width: int, label: str = "") -> Table:
                     )
     assert features is not None
     return Table(features, [row[at].strip() for _, row in rows], [line for line, _ in rows])
+
+
+def _separated(row: Sequence[str], columns: int) -> str:
+    """What to say of a line that has as many columns as it should when another separator than a comma is taken."""
+    text = ",".join(row)
+    names = {";": "semicolons", "\t": "tabs", "|": "bars", " ": "spaces"}
+    found = next((name for mark, name in names.items() if text.count(mark) == columns - 1), "")
+    return f"it is separated by {found}: save it with commas (and decimal points)" if found else ""
 
 
 def is_finite_number(cell: str) -> bool:

@@ -21,6 +21,7 @@ from fedsim.ends.store import Keep
 from fedsim.ends.trust import NO_CODE, Trust
 from fedsim.errors import FedsimError, WireError
 from fedsim.experiment import Experiment, default_table, from_table, parse_toml
+from fedsim.network import Untimed
 from fedsim.simulation.setup import Setup, prepare
 from fedsim.wire import coding, decode_frame
 
@@ -85,7 +86,9 @@ def prepared(text: str, device: str = "", trust: Trust = NO_CODE) -> Setup:
     """
     experiment = read(text)
     trust.check(experiment)
-    return alone(experiment, device)
+    # Time is simulated where the rounds are, if at all; a trace of clients' lines is no file of this machine.
+    setup = alone(msgspec.structs.replace(experiment, network=Untimed()), device)
+    return replace(setup, experiment=experiment, run=experiment.identifier())
 
 
 def alone(experiment: Experiment, device: str = "") -> Setup:

@@ -6,33 +6,29 @@ from dataclasses import replace
 
 import torch
 
-from fedsim.algorithms.whitening import Off
 from fedsim.compression import ValuesLayout
 from fedsim.data import Federation
 from fedsim.errors import ConfigError, DataError
 from fedsim.experiment import Experiment
+from fedsim.network import Untimed
+from fedsim.simulation.lossless import needs_all
 from fedsim.simulation.setup import Setup
 from fedsim.simulation.state import State, initial_state
-from fedsim.solvers.rate import Salr
 
 
 def check(experiment: Experiment) -> None:
     """Raise ConfigError for what only the simulator can do so far."""
-    if not isinstance(experiment.whitening, Off):
-        mode = experiment.whitening.__struct_config__.tag
+    if (found := needs_all(experiment)) is not None:
+        alone = ", where clients may still whiten by themselves with direction.kind = 'whitened'"
         raise ConfigError(
-            f"whitening.mode = {mode!r} runs in the simulator only; use whitening.mode = 'off' to deploy, "
-            "where clients may still whiten by themselves with direction.kind = 'whitened'"
+            f"{found.key} = {found.value!r} runs in the simulator only; use {found.key} = {found.instead!r} to deploy"
+            + (alone if found.key == "whitening.mode" else "")
         )
-    for key, value, deployed in (
-        ("downlink.memory", experiment.downlink.memory, "none"),
-        ("uplink.correction", experiment.uplink.correction, 1.0),
-        ("uplink.synchronise", experiment.uplink.synchronise, 0.0),
-    ):
-        if value != deployed:
-            raise ConfigError(f"{key} = {value!r} runs in the simulator only; use {key} = {deployed!r} to deploy")
-    if isinstance(experiment.rate, Salr) and experiment.rate.level == "server":
-        raise ConfigError("rate.level = 'server' runs in the simulator only; use rate.level = 'client' to deploy")
+    if not isinstance(experiment.network, Untimed) and experiment.network.deadline_s:
+        raise ConfigError(
+            f"network.deadline_s = {experiment.network.deadline_s} is of simulated seconds; drop it to deploy, where "
+            "deploy.deadline_s is of real ones"
+        )
 
 
 def part_of(setup: Setup, client: int) -> Setup:

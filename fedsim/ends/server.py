@@ -108,7 +108,7 @@ class ServerEnd:
         accepted, rejections = desk.judge(given)
         rejections += [Rejection(i, t, "asks for a refresh, and had none", sum(map(len, f))) for i, f in asking]
         clients = torch.empty(0, dtype=torch.int64) if accepted is None else accepted.clients
-        present = Cohort(clients.to(server.model.device), setup.weights[clients], cohort.probability)
+        present = cohort.only(torch.isin(cohort.clients, clients.to(server.model.device)))
         if accepted is not None and accepted.memories is not None:
             server = artemis.remember(server, present, accepted.memories)
         step, noise = setup.step_of(t), setup.stream(Purpose.DOWNLINK, t)

@@ -34,6 +34,13 @@ def _decode(
 
 
 @compiled
+def decode(levels: NDArray[np.int32], norms: NDArray[np.float32], bucket: int, s: np.floating[Any], out: Rows) -> None:
+    """What rows decode to. levels: int32[n, d]; norms: float32[n, buckets]; out: float[n, d]."""
+    for i in range(len(out)):
+        _decode(levels[i], norms[i], bucket, 0, s, out[i])
+
+
+@compiled
 def _halve(folded: Rows, out: Rows) -> None:
     """Sum of the rows, overwritten, in the first columns: float[k, >= size] -> float[size]."""
     length, size = len(folded), len(out)

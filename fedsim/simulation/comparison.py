@@ -50,7 +50,7 @@ def uncompressed(experiment: Experiment) -> Experiment:
         # Without memories those who are absent count as zeros, which would shorten the step.
         normalise="expected" if normalise == "registered" else normalise,
     )
-    options = msgspec.structs.replace(experiment.run, baseline=False, evaluate_every=1)
+    options = msgspec.structs.replace(experiment.run, baseline=False, evaluate_every=1, trackers=())
     return msgspec.structs.replace(
         experiment,
         algorithm="sgd",

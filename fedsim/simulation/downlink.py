@@ -23,7 +23,8 @@ def bring(setup: Setup, state: State, cohort: Cohort) -> tuple[list[Lines], Tens
     n, model = len(cohort.clients), state.server.model
     if not setup.method.downlink.each:
         return deliver(setup, state, cohort), state.server.view.expand(n, -1)
-    known = torch.from_numpy(state.store.seen[cohort.clients.cpu().numpy()] != NEVER).to(model.device)
+    held_one = state.store.seen[cohort.clients.cpu().numpy()] != NEVER
+    known = torch.from_numpy(np.flatnonzero(held_one)).to(model.device)  # places: a device would have to count a mask
     old, held = cohort.clients[known], model.expand(n, -1).clone()
     memories, lengths = held.clone(), np.zeros(0, np.int64)
     assert state.store.sent is not None
@@ -63,14 +64,13 @@ def deliver(setup: Setup, state: State, cohort: Cohort) -> list[Lines]:
     """Bring the cohort to the current model: for each client the cheaper of its missed updates and the whole model.
 
     A client that replays applies each update with the step size of its round, which it knows from the experiment, and
-    so holds the server's model bit for bit. With a downlink memory the whole model is two rows. Source: Artemis,
-    Algorithm 1 (catch-up of absent devices).
+    so holds the server's model bit for bit. Source: Artemis, Algorithm 1 (catch-up of absent devices).
     """
     t, clients = state.server.round, cohort.clients.cpu().numpy()
     seen = state.store.seen[clients]
     missed = np.where(seen == NEVER, 0, t - seen)
     payload, framed = state.updates.since(np.maximum(seen, 0))
-    rows = 1 if state.server.sent is None else 2
+    rows = _rows(setup, t)
     whole = rows * state.server.model.numel() * state.server.model.element_size()
     due = whitening.due(setup, state, cohort)
     lacking, each = whitening.catch_up(setup, state, clients)
@@ -85,11 +85,22 @@ def deliver(setup: Setup, state: State, cohort: Cohort) -> list[Lines]:
     if len(models):
         lines.append(_model_lines(state, models, rows))
     if len(updates):
-        formula = missed[replays] * (update_bits + shared_bits / setup.clients)
-        lines.append(_update_lines(t, updates, missed[replays], formula, (payload[replays], framed[replays])))
+        if len(models):
+            missed, payload, framed = missed[replays], payload[replays], framed[replays]
+        formula = missed * (update_bits + shared_bits / setup.clients)
+        lines.append(_update_lines(t, updates, missed, formula, (payload, framed)))
     if moments.any():
         lines.append(whitening.late_lines(setup, state, clients, moments))
     return lines
+
+
+def _rows(setup: Setup, round: int) -> int:
+    """Rows of a whole model: two with a downlink memory, unless the one tells the other.
+
+    Before the first update the memory is the model, or zero; a memory of models of rate 1 is what clients hold.
+    """
+    memory = setup.method.downlink.memory
+    return 1 if memory == "none" or round == 0 or (memory == "model" and setup.method.beta == 1) else 2
 
 
 def _model_lines(state: State, clients: NDArray[np.int64], rows: int) -> Lines:

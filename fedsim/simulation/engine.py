@@ -5,6 +5,7 @@ bring       each client receives the updates it missed, or the whole model where
 whiten      where features are whitened together and it is time: moments up, pooled moments down
 measure     where the server's step follows the sharpness and it is time: one number a client up
 solve       each client computes its direction from the model
+deadline    where rounds have one and time is simulated: whose upload will not arrive is as if it were lost
 upload      compress and send; the server goes on with what arrived
 absorb      memories, average, compressed update, step
 """
@@ -26,10 +27,11 @@ from fedsim.compression import Identity, Received, send
 from fedsim.errors import DivergedError
 from fedsim.ledger import Entry, Lines
 from fedsim.randomness import Purpose
-from fedsim.simulation import sharpness, whitening
+from fedsim.simulation import deadline, sharpness, whitening
 from fedsim.simulation.downlink import bring
 from fedsim.simulation.exchange import counted, exchange, update_bytes, uplink_lines
 from fedsim.simulation.setup import Setup
+from fedsim.simulation.spread import spread
 from fedsim.simulation.state import State
 from fedsim.wire.frame import Kind
 
@@ -55,8 +57,10 @@ def play(setup: Setup, state: State) -> Round:
 
 def _play(setup: Setup, state: State, t: int, step: float) -> Round:
     cohort = setup.cohort(t)
+    seen = state.store.seen[cohort.clients.cpu().numpy()]
     lines, models = bring(setup, state, cohort)
     losses, received = None, None
+    state.spread = {}
     if whitening.due(setup, state, cohort):
         lines += whitening.refresh(setup, state, cohort)
     method = whitening.method_of(setup, state)
@@ -71,11 +75,18 @@ def _play(setup: Setup, state: State, t: int, step: float) -> Round:
             setup.stream(Purpose.BATCH, t),
             state.store.solvers,
         )
-        losses, directions = solution.losses, solution.direction
+        losses = solution.losses
+        state.gradients += int(solution.gradients.sum())
+        if setup.clock is not None and setup.clock.deadline:
+            cohort, solution = deadline.kept(setup, state, cohort, seen, (lines, solution))
+    if len(cohort.clients):
+        directions = solution.direction
         if isinstance(setup.experiment.whitening, Mixing):
             directions, sent = whitening.mix(setup, state, cohort, solution)
             method = whitening.method_of(setup, state)
             lines.append(sent)
+        if setup.evaluated(t + 1):
+            state.spread = spread(directions, state.store.memory, cohort.clients)
         in_full = setup.synchronised(t)
         if in_full or (t == 0 and setup.experiment.uplink.initial == "gradient"):
             lines.append(send_memories(setup, state, cohort, directions))
@@ -83,14 +94,13 @@ def _play(setup: Setup, state: State, t: int, step: float) -> Round:
             received, sent = send_uploads(setup, state, cohort, directions, method)
             lines.append(sent)
         state.store.solvers |= zip(cohort.clients.tolist(), solution.memories, strict=True)
-        state.gradients += int(solution.gradients.sum())
     noise = setup.stream(Purpose.DOWNLINK, t)
     state.server, update = artemis.absorb(method, state.server, received, cohort, step, noise)
     if not _finite(state.server.model):
         raise DivergedError(f"the model is not finite with server.step = {step:.4g}; use a smaller step")
     own = 0 if update is None else update_bytes(setup, update)  # each has its own: nobody will replay this one
     state.updates.add(own + sharpness.step_bytes(setup))
-    return Round(t, len(cohort.clients), None if losses is None else float(losses.mean()), lines)
+    return Round(t, len(cohort.clients), None if losses is None else float(losses.cpu().numpy().mean()), lines)
 
 
 def _finite(model: Tensor) -> bool:

@@ -6,10 +6,11 @@
     workers      groups of ``chunk`` clients (1 unless given) spread over processes              of its chunk
 
     auto         stacked where the task is a ``Stack`` (least squares, logistic, softmax, mlp, any Sequential of Linear
-                 and ReLU), the solver's choices can be stacked, at least 2 clients are expected in a round, and a step
-                 is small: at most ``WIDE`` numbers of features a client. A large step keeps a core busy by itself, and
-                 copying it beside the others only costs: full gradients of logistic regression are three times as
-                 fast stacked at 10^4 numbers, and slower from 10^5 on. Otherwise sequential.
+                 and ReLU) or a module that vmap takes (``fedsim.tasks.mapped``: no convolutions), the solver's choices
+                 can be stacked, at least 2 clients are expected in a round, and a step is small: at most ``WIDE``
+                 numbers of features a client. A large step keeps a core busy by itself, and copying it beside the
+                 others only costs: full gradients of logistic regression are three times as fast stacked at 10^4
+                 numbers, and slower from 10^5 on. Otherwise sequential.
                  Either is spread over workers where there are cores, run.threads = 1, and a round is long: at least
                  ``LONG`` samples times coordinates, which take some five milliseconds or more. Therefore a long round
                  is stacked in at least two groups, also where there is one core.
@@ -125,7 +126,11 @@ def _expected(experiment: Experiment, federation: Federation) -> float:
 
 
 def _pays(experiment: Experiment, task: Task, federation: Federation) -> bool:
-    if task.stack is None or _unstackable(experiment) or _expected(experiment, federation) < 2:
+    if (
+        (task.stack is None and task.mapped is None)
+        or _unstackable(experiment)
+        or _expected(experiment, federation) < 2
+    ):
         return False
     mean = len(federation.targets) / federation.clients
     inputs = federation.features[:1].numel()

@@ -4,6 +4,7 @@
     manifest.json        versions, hardware, status, digest of the final model
     metrics.jsonl        one line an evaluation
     ledger.csv           one line a frame
+    timing.csv           one line a round, where [network] simulates time
     checkpoint/          two slots; each knows how long the two files above were when it was written
     model.safetensors    the final model, once the run is finished
 
@@ -44,10 +45,14 @@ from fedsim.checkpoint import (
 from fedsim.errors import CheckpointError
 from fedsim.experiment import Experiment, from_table, parse_toml
 from fedsim.ledger import COLUMNS
+from fedsim.network import Untimed
 from fedsim.simulation.executors import Choice
 
 LOGS = {"metrics.jsonl": "", "ledger.csv": ",".join(COLUMNS) + "\n"}
 """Files that only grow, and their first lines."""
+
+TIMING = {"timing.csv": "round,seconds,slowest,late\n"}
+"""Simulated seconds of a round, the client that took longest (-1: nobody took part), uploads that came too late."""
 
 
 @dataclass
@@ -68,7 +73,7 @@ class RunFolder:
         engine: str = "simulator",
     ) -> RunFolder:
         """Make a new folder. Raises CheckpointError when it holds a run already or cannot be written."""
-        folder = RunFolder(path, logs, engine)
+        folder = RunFolder(path, logs_of(experiment, logs), engine)
         with _writing(path, begun=False):
             if (path / "experiment.toml").exists():
                 raise CheckpointError(
@@ -89,7 +94,7 @@ class RunFolder:
         return folder
 
     def experiment(self) -> Experiment:
-        """The experiment of this folder.
+        """The experiment of this folder, which decides whether there is a ``timing.csv``.
 
         Raises CheckpointError when there is none, or when it is not the one that the run began with.
         """
@@ -106,6 +111,7 @@ class RunFolder:
                 f"{self.path / 'experiment.toml'} is not what this run began with: edited, or written by another "
                 "fedsim; put it back, or run it as a new experiment with --folder ANOTHER"
             )
+        self.logs = logs_of(experiment, self.logs)
         return experiment
 
     @contextmanager
@@ -140,18 +146,7 @@ class RunFolder:
 
         has_loss: whether each must have the training loss.
         """
-        path, lines = self.path / "metrics.jsonl", []
-        for number, line in enumerate(read_whole(path).splitlines(), 1):
-            try:
-                found = parse_json(line)
-                losses = {"loss": float(found["loss"])} if has_loss else {}
-                lines.append({**found, "round": int(found["round"]), **losses})
-            except (ValueError, TypeError, KeyError, OverflowError):
-                raise CheckpointError(
-                    f"{path}:{number}: damaged line; put the file back, or delete {self.path / 'checkpoint'} to start "
-                    "this run from its first round"
-                ) from None
-        return lines
+        return read_metrics(self.path / "metrics.jsonl", has_loss)
 
     def append(self, log: str, text: str) -> None:
         """Add text to a log. Raises CheckpointError when the disk refuses."""
@@ -184,6 +179,12 @@ class RunFolder:
                     _manifest(experiment, choice, engine=self.engine, status="finished", **outcome),
                 )
 
+    def diverged(self, reason: str) -> None:
+        """Say in the manifest that the run comes to no end, and why: it would every time."""
+        with _writing(self.path):
+            facts = self.facts() | {"status": "diverged", "reason": reason}
+            write_whole(self.path / "manifest.json", json.dumps(facts, indent=2).encode())
+
     def _lengths(self, found: Checkpoint) -> dict[str, int]:
         lengths = found.notes.get("lengths")
         if not isinstance(lengths, dict) or any(type(n) is not int or n < 0 for n in map(lengths.get, self.logs)):
@@ -201,6 +202,30 @@ class RunFolder:
         except (OSError, ValueError, TypeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise CheckpointError(f"{path}: unreadable manifest ({reason}); put it back") from None
+
+
+def logs_of(experiment: Experiment, logs: Mapping[str, str]) -> Mapping[str, str]:
+    """The files that grow with an experiment. logs: those of any."""
+    return logs if isinstance(experiment.network, Untimed) else {**logs, **TIMING}
+
+
+def read_metrics(path: Path, has_loss: bool = False, unfinished: bool = False) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl. Raises CheckpointError naming a damaged one.
+
+    has_loss: whether each must have the training loss; unfinished: leave out a last line that has no end (yet).
+    """
+    lines, content = [], read_whole(path)
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1 if unfinished else None].splitlines(), 1):
+        try:
+            found = parse_json(line)
+            losses = {"loss": float(found["loss"])} if has_loss else {}
+            lines.append({**found, "round": int(found["round"]), **losses})
+        except (ValueError, TypeError, KeyError, OverflowError):
+            raise CheckpointError(
+                f"{path}:{number}: damaged line; put the file back, or delete {path.parent / 'checkpoint'} to start "
+                "this run from its first round"
+            ) from None
+    return lines
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class Player(Protocol):
         """Inverse of ``tensors``. Raises KeyError, TypeError or ValueError when they do not fit the experiment."""
         ...
 
-    def measures(self) -> Mapping[str, int]:
+    def measures(self) -> Mapping[str, float]:
         """What it counts besides bytes, for metrics.jsonl."""
         ...
 
@@ -78,9 +78,9 @@ class Simulation:
         """Inverse of ``tensors``."""
         self.state = from_tensors(self.setup, round, tensors)
 
-    def measures(self) -> Mapping[str, int]:
-        """Sample gradients that all clients have taken."""
-        return {"gradients": self.state.gradients}
+    def measures(self) -> Mapping[str, float]:
+        """Sample gradients that all clients have taken, and how far apart the last round's directions were."""
+        return {"gradients": self.state.gradients, **self.state.spread}
 
     def drain(self) -> Mapping[str, str]:
         """Nothing more."""

@@ -10,11 +10,18 @@ from __future__ import annotations
 import mmap
 import sys
 import tempfile
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
 from fedsim.errors import ConfigError
+
+HUGE = 2**21
+"""Bytes of a huge page."""
+
+SMALL = 2**28
+"""Bytes of all rows up to which pages may hold rows that nobody has written yet."""
 
 NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 """Linux would else refuse at once what it will hardly ever have to give."""
@@ -37,6 +44,10 @@ class Rows:
                     self._map = pages = mmap.mmap(file.fileno(), size)
             else:
                 pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+                if hasattr(mmap, "MADV_HUGEPAGE") and (size <= SMALL or d * dtype.itemsize >= HUGE):
+                    # The first write to a row of many pages costs several times what is then done with it.
+                    with suppress(OSError):  # a kernel without them
+                        pages.madvise(mmap.MADV_HUGEPAGE)
         except (OSError, OverflowError) as error:
             raise ConfigError(
                 f"no room for {n} client rows of {d} coordinates ({size / 2**30:.3g} GiB: {error}); "

@@ -17,6 +17,8 @@ from fedsim.data import refuse_absent
 from fedsim.errors import CheckpointError, DivergedError, StoppedError
 from fedsim.experiment import Experiment
 from fedsim.ledger import Cost, Direction, Entry, Ledger
+from fedsim.simulation import trackers
+from fedsim.simulation.elapsed import Elapsed
 from fedsim.simulation.folder import RunFolder, model_digest
 from fedsim.simulation.player import Player, Simulation
 from fedsim.simulation.setup import Setup, prepare
@@ -52,7 +54,7 @@ class Result:
 
     model: float[d]; average: the Polyak-Ruppert mean float[d] or None; metrics: one dictionary an evaluation (round,
     loss unless the data is elsewhere, accuracy where there is one, up_bytes, down_bytes, gradients (of samples, by all
-    clients), ...); ledger: totals by direction and kind.
+    clients), seconds (simulated, so far, where there is a [network]), ...); ledger: totals by direction and kind.
     """
 
     experiment: Experiment
@@ -88,6 +90,7 @@ def run(
 
     Raises ConfigError, DataError, DivergedError, CheckpointError.
     """
+    trackers.of(experiment, None if folder is None else Path(folder))
     with closing(prepare(experiment)) as setup:
         refuse_absent(setup.federation)
         if folder is None:
@@ -109,12 +112,20 @@ def advance(
     player: Player, folder: RunFolder | None, observer: Observer | None = None, target: float | None = None
 ) -> Result:
     """Play the rounds that are left, from wherever the folder says; write what they leave. Raises as ``run``."""
+    named = trackers.of(player.setup.experiment, None if folder is None else folder.path)
+    with trackers.tracked(named, observer) as told:
+        return _advance(player, folder, told, target)
+
+
+def _advance(player: Player, folder: RunFolder | None, observer: Observer | None, target: float | None) -> Result:
     setup, began = player.setup, time.monotonic()
     experiment, ledger, metrics = setup.experiment, Ledger(has_file=folder is not None), []
+    elapsed = Elapsed(setup.clock, has_file=folder is not None)
     data = "" if folder is None else setup.federation.digest()
     if folder is not None and (found := folder.restore()) is not None:
         try:
             player.restore(found.round, dict(found.tensors))
+            elapsed.restore(found.notes)
             ledger.totals = {(Direction(w), Entry(k)): Cost(*c) for w, k, c in found.notes["totals"]}
         except MISFITS as error:
             reason = " ".join(str(error).split())
@@ -128,7 +139,7 @@ def advance(
         metrics = folder.metrics(has_loss=setup.federation.whole)
 
     def evaluate() -> Metrics:
-        found = _evaluate(player, ledger)
+        found = _evaluate(player, ledger, elapsed)
         first, loss = _level(metrics[0] if metrics else found), _level(found)
         if loss > DIVERGED * max(1.0, first):
             raise DivergedError(
@@ -144,13 +155,15 @@ def advance(
 
     def save() -> None:
         if folder is not None:
-            for log, text in {"ledger.csv": ledger.drain(), **player.drain()}.items():
+            for log, text in {"ledger.csv": ledger.drain(), **elapsed.drain(), **player.drain()}.items():
                 folder.append(log, text)
             totals = [
                 (way.value, kind.value, [c.frames, c.formula_bits, c.payload_bits, c.frame_bytes])
                 for (way, kind), c in ledger.totals.items()
             ]
-            folder.checkpoint(player.server.round, player.tensors(), {"totals": totals, "data": data})
+            folder.checkpoint(
+                player.server.round, player.tensors(), {"totals": totals, "data": data, **elapsed.notes()}
+            )
 
     last = metrics[-1] if metrics else evaluate()
     if observer is not None:
@@ -158,10 +171,12 @@ def advance(
     saved = player.server.round if metrics else -1
     try:
         while player.server.round < experiment.rounds and not (target is not None and last["loss"] <= target):
-            for lines in player.play():
+            frames = player.play()
+            for lines in frames:
                 ledger.add(lines)
+            elapsed.played(player.server.round - 1, frames)
             done = player.server.round
-            if done % experiment.run.evaluate_every == 0 or done == experiment.rounds:
+            if setup.evaluated(done):
                 last = evaluate()
             if observer is not None:
                 observer.played(done, ledger.cost(Direction.UP), ledger.cost(Direction.DOWN))
@@ -170,6 +185,10 @@ def advance(
                 saved = done
     except StoppedError:
         save()
+        raise
+    except DivergedError as error:
+        if folder is not None:
+            folder.diverged(str(error))
         raise
     if saved != player.server.round:
         save()
@@ -190,7 +209,7 @@ def _level(metrics: Metrics) -> float:
     return float(metrics["loss"] if "loss" in metrics else metrics.get("test_loss", 0.0))
 
 
-def _evaluate(player: Player, ledger: Ledger) -> Metrics:
+def _evaluate(player: Player, ledger: Ledger, elapsed: Elapsed) -> Metrics:
     """The line of metrics.jsonl for the current model: costs so far, training loss, test metrics."""
     setup, server = player.setup, player.server
     federation = setup.federation
@@ -207,6 +226,7 @@ def _evaluate(player: Player, ledger: Ledger) -> Metrics:
         "down_bytes": down.frame_bytes,
         "payload_bits": up.payload_bits + down.payload_bits,
         "formula_bits": up.formula_bits + down.formula_bits,
+        **elapsed.measures(),
         **player.measures(),
     }
     if federation.test is not None:

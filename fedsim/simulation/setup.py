@@ -19,8 +19,9 @@ from fedsim.data import Federation, Own, deal
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.randomness import Purpose, Stream, only
+from fedsim.simulation.constants import client_weights, theory_steps
 from fedsim.simulation.executors import Choice, choose
-from fedsim.simulation.theory import theory_steps
+from fedsim.simulation.network import Clock, clock_of
 from fedsim.simulation.workers import Workers
 from fedsim.solvers.local import Plan, Solution, check_plan, solve_into
 from fedsim.solvers.memory import Memory
@@ -39,7 +40,7 @@ class Setup:
     """A prepared experiment.
 
     weights: float[N], v_i; step: gamma_0; plan: of the local solver; run: its 8-byte name; choice: of the executor;
-    workers: its processes; whitened: layers that are; kept: buffers of ``solve``.
+    workers: its processes; whitened: layers that are; kept: buffers of ``solve``; clock: of the network, if there is.
     """
 
     experiment: Experiment
@@ -54,6 +55,7 @@ class Setup:
     workers: Workers | None = None
     whitened: tuple[Layer, ...] = ()
     kept: list[Rows] = field(default_factory=list)
+    clock: Clock | None = None
 
     @property
     def clients(self) -> int:
@@ -71,13 +73,22 @@ class Setup:
             bool(chance) and float(self.stream(Purpose.SYNCHRONISE, round).uniform(only(), 1, torch.float64)) < chance
         )
 
+    def evaluated(self, round: int) -> bool:
+        """Whether the model is evaluated after so many rounds."""
+        return round % self.experiment.run.evaluate_every == 0 or round == self.experiment.rounds
+
     def cohort(self, round: int) -> Cohort:
         """Who takes part in a round."""
         if self.synchronised(round):
             return Cohort(torch.arange(self.clients, device=self.weights.device), self.weights, 1.0)
         participation = self.experiment.participation
-        clients = participation.sample(self.clients, self.experiment.seed, round).to(self.weights.device)
-        return Cohort(clients, self.weights.index_select(0, clients), participation.probability(self.clients))
+        clients = participation.sample(self.clients, self.experiment.seed, round)
+        probability: float | Tensor = participation.probability(self.clients)
+        if self.clock is not None:
+            clients, share = self.clock.available(round, clients)
+            probability = probability * (share if isinstance(share, float) else share.to(self.weights))
+        clients = clients.to(self.weights.device)
+        return Cohort(clients, self.weights.index_select(0, clients), probability)
 
     def solve(
         self, plan: Plan, models: Tensor, clients: Tensor, stream: Stream, memories: Mapping[int, Memory]
@@ -123,7 +134,10 @@ def prepare(experiment: Experiment) -> Setup:
     choice = choose(experiment, task, federation, device)
     whitening.check(experiment.whitening, experiment.direction, experiment.local, choice.chunk, experiment.server.step)
     participation.sample(federation.clients, experiment.seed, 0)
-    check(uplink, downlink, server, participation.probability(federation.clients))
+    sizes = torch.tensor(experiment.data.samples) if isinstance(experiment.data, Own) else federation.sizes
+    clock = clock_of(experiment, sizes.numpy())
+    present = participation.probability(federation.clients) * (1.0 if clock is None else clock.least)
+    check(uplink, downlink, server, present)
     if experiment.downlink.each and not isinstance(experiment.whitening, whitening.Off):
         raise ConfigError(
             "downlink.each = true sends nobody what others were sent, and so no pooled moments; "
@@ -154,11 +168,8 @@ def prepare(experiment: Experiment) -> Setup:
     needs_local_step = local.steps > 1 or local.epochs or local.send == "difference"
     local_step = step_size("local.step", local.step, smoothness, lambda: theory().local) if needs_local_step else step
     method = Method(uplink, downlink, server, task.dim)
-    check_channels(method, step, participation.probability(federation.clients))
-    data = experiment.data
-    sizes = torch.tensor(data.samples) if isinstance(data, Own) else federation.sizes
-    sizes = sizes.to(device=device, dtype=torch.float64)
-    weights = sizes / sizes.sum() if server.weights == "pooled" else torch.full_like(sizes, 1.0 / len(sizes))
+    check_channels(method, step, present)
+    weights = client_weights(server, sizes.to(device))
     plan = Plan(local, local_step, choice.chunk, order_named(local.order), experiment.rate, experiment.direction)
     return Setup(
         experiment=experiment,
@@ -172,6 +183,7 @@ def prepare(experiment: Experiment) -> Setup:
         choice=choice,
         workers=Workers(task, federation, plan, choice.workers) if choice.workers else None,
         whitened=whitened,
+        clock=clock,
     )
 
 

@@ -93,7 +93,7 @@ def read_bytes(path: Path, column: str) -> dict[Direction, int]:
 
 def differing(first: Experiment, second: Experiment) -> list[str]:
     """The keys, such as "uplink.levels", in which two experiments differ; those that only say how to run as well."""
-    a, b = dict(_flat(first.table())), dict(_flat(second.table()))
+    a, b = dict(flat(first.table())), dict(flat(second.table()))
     return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
 
 
@@ -106,9 +106,10 @@ def unequal_line(first: Path, second: Path) -> int | None:
     return None
 
 
-def _flat(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def flat(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested tables as (dotted key, value)."""
     for key, value in table.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{before}{key}.")
+            yield from flat(value, f"{before}{key}.")
         else:
             yield before + key, value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -120,7 +121,7 @@ class State:
     """server: the central state. store: the clients' rows and links. updates: what catching up costs.
 
     pooled: moments that whiten; None before the first. gradients: sample gradients that all clients took so far.
-    rate: notes of the server's own step-size rule.
+    rate: notes of the server's own step-size rule. spread: of the last round, where it was measured; in no checkpoint.
     """
 
     server: Server
@@ -129,6 +130,7 @@ class State:
     pooled: Pooled | None = None
     gradients: int = 0
     rate: Notes = field(default_factory=dict)
+    spread: Mapping[str, float] = field(default_factory=dict)
 
 
 def initial_state(setup: Setup) -> State:
@@ -258,7 +260,8 @@ def _memories(tensors: dict[str, Tensor]) -> dict[int, Memory]:
     for key, tensor in tensors.items():
         match key.split(".", 3):
             case ["solver", client, part, name]:
-                notes.setdefault((int(client), part), {})[name] = tensor
+                # A copy: a tensor of a file begins anywhere in memory, and a library may order its sums by that.
+                notes.setdefault((int(client), part), {})[name] = tensor.clone()
     return {
         client: Memory(steps, notes.get((client, "rate"), {}), notes.get((client, "direction"), {}))
         for client, steps in tensors["solver.steps"].tolist()

@@ -1,151 +1,151 @@
-"""The theory of one experiment: its constants from its data, and what the theorems say about it."""
+"""What theory says about an experiment: which theorem covers it, the rate it promises, and where a run levels off."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
-from fedsim.algorithms.method import Method, fitted_channel
-from fedsim.algorithms.theory import Problem, Promise, Setting, Steps, admissible, promise, uncovered
-from fedsim.algorithms.whitening import Off
-from fedsim.compression import fitted
-from fedsim.data import Examples, Federation
+from fedsim.algorithms.theory import ARTEMIS, PRESERVED, Promise, Steps, theorem_of
+from fedsim.algorithms.theory.facts import REASONS
+from fedsim.data import refuse_absent
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
-from fedsim.solvers.direction import Gradient
-from fedsim.solvers.order import FRESH
-from fedsim.solvers.passes import steps_of_a_pass
-from fedsim.solvers.rate import Constant
-from fedsim.tasks import Task, optimum
-from fedsim.tasks.task import Batch, full_batch
+from fedsim.simulation.constants import noise, problem, setting
+from fedsim.simulation.plateau import Plateau, plateau
+from fedsim.simulation.setup import Setup, prepare
 
-WHOLE = (FRESH, "reshuffle", "shuffle-once", "incremental", "synchronised")
-"""Orders in which a batch of all samples holds each of them once."""
+NO_NOISE = "no noise is left at the optimum: there is no floor if the run converges"
+
+ROUGH = 0.5
+"""From this gain on most of the noise comes from gradients away from the optimum, with tails that 256 rounds miss."""
 
 
 @dataclass(frozen=True, slots=True)
-class Noise:
-    """Heterogeneity at the optimum. client: zeta^2; batch: sigma^2 of batches of the size in use; value: F(x*)."""
+class Prediction:
+    """What theory says about one experiment; None where it says nothing, and ``reasons`` why.
 
-    client: float
-    batch: float
-    value: float
-    optimum: Tensor
-
-
-def setting(experiment: Experiment, federation: Federation, task: Task) -> Setting:
-    """What decides which theorem covers an experiment."""
-    local, sizes = experiment.local, federation.sizes
-    everything = local.batch == 0 or local.batch >= int(sizes.max())
-    full_gradient = local.epochs + local.steps * (not local.epochs) == 1 and everything and local.order in WHOLE
-    return Setting(
-        convex=convexity(federation, task) > 0,
-        full_participation=experiment.participation.probability(federation.clients) == 1,
-        equal_batches=full_gradient or len({steps_of_a_pass(n, local.batch) for n in sizes.tolist()}) == 1,
-        equal_weights=experiment.server.weights == "uniform" or bool((sizes == sizes[0]).all()),
-        constant_steps=isinstance(experiment.rate, Constant) and experiment.server.schedule == "constant",
-        plain_gradient=isinstance(experiment.direction, Gradient),
-        plain_features=isinstance(experiment.whitening, Off),
-        epoch_of_reshuffling=full_gradient or (local.epochs == 1 and local.order == "reshuffle"),
-        sends_direction=local.send == "direction",
-    )
-
-
-def convexity(federation: Federation, task: Task) -> float:
-    """mu of the objective: the smallest of the clients', 0 for a task that is not convex."""
-    try:
-        return min(task.convexity(federation.shard(i)) for i in range(federation.clients))
-    except ConfigError:
-        return 0.0
-
-
-def problem(experiment: Experiment, federation: Federation, task: Task) -> Problem:
-    """The constants of an experiment. Raises ConfigError for a task that is not convex."""
-    local = experiment.local
-    batches = steps_of_a_pass(int(federation.sizes.max()), local.batch) if local.order != FRESH else 1
-    heaviest = 1.0
-    if batches > 1:
-        heaviest = max(steps_of_a_pass(n, local.batch) * min(local.batch, n) / n for n in federation.sizes.tolist())
-    return Problem(
-        sample_smoothness=task.sample_smoothness(federation.all()) * heaviest,
-        convexity=convexity(federation, task),
-        clients=federation.clients,
-        batches=batches,
-        up=fitted(experiment.uplink.compressor, task.sizes).omega(task.dim),
-        down=fitted(experiment.downlink.compressor, task.sizes).omega(task.dim),
-    )
-
-
-def theory_steps(experiment: Experiment, federation: Federation, task: Task) -> Steps:
-    """The largest steps that a theorem admits for this experiment. Raises ConfigError with the reasons if none does."""
-    uplink, downlink = fitted_channel(experiment.uplink, task.sizes), fitted_channel(experiment.downlink, task.sizes)
-    method = Method(uplink, downlink, experiment.server, task.dim)
-    constants = problem(experiment, federation, task)
-    reasons = uncovered(setting(experiment, federation, task), method)
-    if reasons:
-        raise ConfigError(
-            f"'theory': no theorem covers this experiment: {'; '.join(reasons)}; give the step as a number or as 'c/L'"
-        )
-    steps = admissible(constants, experiment.uplink.memory, method.alpha)
-    if not steps.admit_rate(method.alpha):
-        raise ConfigError(
-            f"'theory': {steps.theorem} needs memories that learn at most at {steps.alpha:.4g}, but uplink.rate = "
-            f"{method.alpha:.4g}; use uplink.rate = 'auto', or give the step as a number or as 'c/L'"
-        )
-    return steps
-
-
-def noise(experiment: Experiment, federation: Federation, task: Task) -> Noise:
-    """zeta^2 and sigma^2 at the optimum of the mean over clients (all clients count alike).
-
-    Every sample of a pass of m steps weighs m / n, so a batch of s samples has the gradient a (its mean) with a = m s /
-    n, which is not 1 when b does not divide n. Drawn without replacement, its squared distance from the mean over all
-    is a^2 V (n - s) / (s (n - 1)) + (a - 1)^2 ||mean||^2 on average, V the variance of the samples' gradients, all of
-    these without l2, whose gradient is in every step whole. sigma^2 is the mean over the steps of a pass and clients.
+    theorem, source: its name and paper, "" where none covers the experiment. covered: it holds at the steps in use.
+    reasons: why not, or why a figure is missing or rough.
+    rate: of a round: what the theorem measures falls by 1 - rate; without a theorem that of F - F* near the optimum.
+    floor_distance, floor_loss: E||w - w*||^2 and E F(w) - F* of the stationary law (``plateau``), not bounds.
+    optimum: F*, the smallest mean loss over all samples. admissible: the largest step of the server that the theorem
+    admits; step: the one in use. local, alpha: the theorem's largest step of a client, and memory rate.
+    bound: the theorem's floor, of ``measure``. first: floor_loss to first order in the step. least: E||w - w*||^2 is at
+    least this. gain: share of the noise that comes from gradients away from the optimum.
+    course: (k, expected F after k rounds), in the quadratic that touches F at the optimum; a theorem's own rate would
+    give F* + (1 - rate)^k (F(w_0) - F*) + floor_loss, which is far above it where the problem is ill-conditioned.
     """
-    sizes = federation.sizes
-    weights = torch.repeat_interleave(1 / (sizes * federation.clients).to(torch.float64), sizes)
-    point, value = optimum(task, federation.all(), weights)
-    model = point.to(federation.features.dtype)[None]
-    client_noise, batch_noise = 0.0, 0.0
-    for i in range(federation.clients):
-        shard = federation.shard(i)
-        mean, _ = task.gradients(model, full_batch(shard.features, shard.targets, model.dtype))
-        client_noise += float(mean.square().sum()) / federation.clients
-        n = len(shard)
-        b = min(experiment.local.batch, n) or n
-        if n > 1 and b < n:
-            variance = _sample_variance(task, model, shard.features, shard.targets, mean)
-            steps = steps_of_a_pass(n, b)
-            data = mean - task.gradients(model, _nothing(shard))[0]
-            for size, times in ((b, n // b), (n % b, 1)):
-                if size:
-                    a = steps * size / n
-                    found = a**2 * variance * (n - size) / (size * (n - 1)) + (a - 1) ** 2 * float(data.square().sum())
-                    batch_noise += found * times / steps / federation.clients
-    return Noise(client_noise, batch_noise, value, point)
+
+    theorem: str
+    source: str
+    covered: bool
+    reasons: list[str]
+    rate: float | None
+    floor_distance: float | None
+    floor_loss: float | None
+    optimum: float | None
+    admissible: float | None
+    step: float
+    local: float | None = None
+    alpha: float | None = None
+    bound: float | None = None
+    measure: str = ""
+    first: float | None = None
+    least: float | None = None
+    gain: float | None = None
+    course: tuple[tuple[int, float], ...] = ()
 
 
-def promised(experiment: Experiment, federation: Federation, task: Task, server: float, local: float) -> Promise:
-    """Rate and neighbourhood of an experiment at its own steps."""
-    found = noise(experiment, federation, task)
-    constants = problem(experiment, federation, task)
-    return promise(constants, experiment.uplink.memory, server, local, found.client, found.batch)
+def predict(experiment: Experiment) -> Prediction:
+    """Load the data, compute the constants, ask the theorems, and play the method around the optimum for its noise.
+
+    Seconds. Raises ConfigError or DataError for an invalid experiment.
+    """
+    setup = prepare(experiment)
+    try:
+        return predicted(setup)
+    finally:
+        setup.close()
 
 
-def _nothing(shard: Examples) -> Batch:
-    """A batch without weight, on which only l2 has a gradient."""
-    return replace(full_batch(shard.features[:1], shard.targets[:1], shard.features.dtype), weights=torch.zeros(1, 1))
+def predicted(setup: Setup) -> Prediction:
+    """As ``predict``, of a prepared experiment."""
+    said = promised(setup)
+    if said.optimum is None or not (said.theorem or said.reasons == [REASONS["convex"]]):
+        return said
+    theorem = theorem_of(setting(setup.experiment, setup.federation, setup.task), setup.method)
+    if theorem not in (ARTEMIS, PRESERVED):
+        return said
+    return _levelled(said, said.optimum, plateau(setup, still=said.bound == 0))
 
 
-def _sample_variance(task: Task, model: Tensor, features: Tensor, targets: Tensor, mean: Tensor) -> float:
-    """Mean over samples of ||grad f_j - mean||^2."""
-    total = 0.0
-    for start in range(0, len(features), 1024):
-        some, labels = features[start : start + 1024], targets[start : start + 1024]
-        ones = torch.ones((len(some), 1), dtype=model.dtype, device=model.device)
-        rows, _ = task.gradients(model.expand(len(some), -1), Batch(some[:, None], labels[:, None], ones))
-        total += float((rows - mean).square().sum())
-    return total / len(features)
+def promised(setup: Setup) -> Prediction:
+    """What a theorem alone says: without the stationary law, and so at once."""
+    experiment, federation, task = setup.experiment, setup.federation, setup.task
+    try:
+        refuse_absent(federation)
+        constants, found = problem(experiment, federation, task), noise(experiment, federation, task)
+    except ConfigError as error:
+        return Prediction("", "", False, [str(error)], None, None, None, None, None, setup.step)
+    where = setting(experiment, federation, task)
+    theorem = theorem_of(where, setup.method)
+    reasons = theorem.reasons(where, setup.method)
+    blank = Prediction("", "", False, reasons, None, None, None, found.lowest, None, setup.step)
+    if reasons:
+        return blank
+    steps = theorem.admissible(constants, setup.method)
+    said = theorem.promise(constants, setup.method, setup.step, setup.plan.step, found)
+    return _promised(blank, beyond(setup, steps, constants.batches), steps, said, found.offset)
+
+
+def _promised(blank: Prediction, reasons: list[str], steps: Steps, said: Promise, offset: float) -> Prediction:
+    """With what the theorem admits and promises. Without noise at the optimum a run that converges has no floor."""
+    covered, still = not reasons, said.floor == 0
+    if still and not covered:
+        reasons = [*reasons, NO_NOISE]
+    return replace(
+        blank,
+        theorem=steps.theorem,
+        source=steps.source,
+        covered=covered,
+        reasons=reasons,
+        rate=said.rate,
+        floor_distance=0.0 if covered and still else None,
+        floor_loss=offset if covered and still else None,
+        admissible=steps.server,
+        local=steps.local,
+        alpha=steps.alpha,
+        bound=said.floor,
+        measure=said.measure,
+    )
+
+
+def _levelled(blank: Prediction, optimum: float, level: Plateau | str) -> Prediction:
+    """With the stationary law, or why there is none."""
+    if isinstance(level, str):
+        return replace(blank, reasons=[*blank.reasons, level])
+    reasons = [reason for reason in blank.reasons if reason != NO_NOISE]
+    rough = f"{level.gain:.0%} of the noise comes from gradients away from the optimum: the floor is rough"
+    return replace(
+        blank,
+        reasons=reasons + [rough] * (level.gain > ROUGH and level.first > 0),
+        rate=blank.rate or level.rate,
+        floor_distance=level.distance if math.isfinite(level.distance) else None,
+        floor_loss=level.loss,
+        first=level.first,
+        least=level.least,
+        gain=level.gain,
+        course=tuple((k, optimum + excess) for k, excess in level.course),
+    )
+
+
+def beyond(setup: Setup, steps: Steps, batches: int) -> list[str]:
+    """What is larger than the theorem admits."""
+    found = []
+    if setup.step > steps.server * (1 + 1e-9):
+        found.append(f"the server's step is {setup.step / steps.server:.3g} times the largest of {steps.theorem}")
+    if batches > 1 and setup.plan.step > steps.local * (1 + 1e-9):
+        found.append(f"the clients' step is {setup.plan.step / steps.local:.3g} times the largest of {steps.theorem}")
+    if not steps.admit_rate(setup.method.alpha):
+        found.append(f"uplink.rate = {setup.method.alpha:.3g} is above the largest, {steps.alpha:.3g}")
+    return found

@@ -56,6 +56,8 @@ def plan_of(setup: Setup, state: State) -> Plan:
 
 def method_of(setup: Setup, state: State) -> Method:
     """The method in this round's coordinates."""
+    if isinstance(setup.experiment.whitening, whitening.Off):
+        return setup.method
     found = None if state.pooled is None else state.pooled.metric
     return Method(
         setup.method.uplink,

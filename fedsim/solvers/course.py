@@ -21,6 +21,7 @@ from fedsim.randomness import Stream
 from fedsim.solvers.batches import choose
 from fedsim.solvers.order import incremental, passes_of
 from fedsim.solvers.plan import Plan
+from fedsim.solvers.transfer import sent
 
 if TYPE_CHECKING:
     from fedsim.data import Federation
@@ -86,6 +87,8 @@ class Course:
         if self.plan.order is None:
             return self.steps * b
         m = -(-n // b)
+        if self.plan.local.epochs and not (self.done % m).any():  # whole passes
+            return self.plan.local.epochs * n
 
         def before(k: Ints) -> Ints:
             passes, rest = np.divmod(k, m)
@@ -148,13 +151,13 @@ class Course:
         going, widths = takes.sum(axis=1), (takes * counts).max(axis=1)
         real = column < counts[:, :, None]
         kept = takes[:, :, None] & (column < widths[:, None, None])
-        rows = torch.from_numpy((places + self.starts[:a, None])[kept]).to(features.device)
+        rows = sent((places + self.starts[:a, None])[kept], features.device)
         if self.plan.order is None:
             each = 1 / counts
         else:
             each = (-(-self.sizes[:a] // self.batches[:a]) / self.sizes[:a])[None]
         kind = np.float64 if dtype == torch.float64 else np.float32
-        weights = torch.from_numpy((real * each.astype(kind)[:, :, None])[kept]).to(features.device, dtype)
+        weights = sent((real * each.astype(kind)[:, :, None])[kept], features.device, dtype)
         targets = federation.targets.index_select(0, rows)
         at_once = max(1, COPIED // max(1, a * width * features.shape[1:].numel()))
         ends = np.cumsum(going * widths).tolist()

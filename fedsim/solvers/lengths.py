@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.solvers.course import Course, Ints
 from fedsim.solvers.rate import Constant, Harmonic
+from fedsim.solvers.transfer import sent
 
 Floats = NDArray[np.float64]
 
@@ -44,4 +44,4 @@ class Steps:
 
 def column(numbers: Floats | Ints, like: Tensor) -> Tensor:
     """[a, 1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(numbers)).to(device=like.device, dtype=like.dtype)[:, None, None]
+    return sent(np.ascontiguousarray(numbers), like.device, like.dtype)[:, None, None]

@@ -41,6 +41,7 @@ from fedsim.solvers.memory import Memory
 from fedsim.solvers.passes import steps_of_a_pass, walk
 from fedsim.solvers.plan import Ask, Done, Group, Local, Plan, Rows, Solution, check_plan
 from fedsim.solvers.rate import Here, rule_of
+from fedsim.solvers.transfer import sent
 from fedsim.tasks.task import Batch, Task
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def gathered(groups: Sequence[Group], done: Sequence[Done], rows: Rows) -> Solut
     order, device = np.argsort(places), rows.losses.device
 
     def counts(each: list[Ints]) -> Tensor:
-        return torch.from_numpy(np.concatenate((_NONE, *each))[order]).to(device)
+        whole = each[0] if len(each) == 1 else np.concatenate((_NONE, *each))
+        return sent(whole[order], device)
 
     memories = [memory for one in done for memory in one.memories]
     return Solution(
@@ -191,7 +193,7 @@ def first_batch(
 
 
 def _check_sizes(clients: Tensor, federation: Federation) -> None:
-    sizes = federation.sizes_of(clients)
-    if sizes.shape[0] and not int(sizes.amin()):
+    sizes = federation.sizes_of(clients).numpy()
+    if len(sizes) and not sizes.min():
         empty = int(clients[sizes.argmin()])
         raise DataError(f"client {empty} has no samples, so it has no gradient; leave it out or use another partition")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fedsim.solvers.order import Order
+from fedsim.solvers.transfer import sent
 from fedsim.tasks.task import Batch
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def walk(
         nonlocal current, places
         epoch, j = divmod(k, steps)
         if epoch != current:
-            current, places = epoch, order(seed, client, n, epoch, federation.clients).to(device)
+            current, places = epoch, sent(order(seed, client, n, epoch, federation.clients).numpy(), device)
         some = places[j * b : (j + 1) * b]
         weights = torch.full((1, 1), steps / n, dtype=dtype, device=device).expand(1, some.shape[0])
         return Batch(shard.features.index_select(0, some)[None], shard.targets.index_select(0, some)[None], weights)

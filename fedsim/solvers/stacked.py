@@ -1,8 +1,9 @@
 """Clients side by side: the loop of ``fedsim.solvers.local`` for a group of them, equal to it up to rounding.
 
     small     tasks with a ``Stack`` of one layer, along gradients, in small steps: see ``fedsim.solvers.small``
-    descend   tasks with a ``Stack``, along gradients: product and step are one operation, no gradient row is made; and
-              one client of any module (``fedsim.tasks.walker``), which is the reference of modules
+    descend   tasks with a ``Stack``, along gradients: product and step are one operation, no gradient row is made;
+              modules that vmap takes (``fedsim.tasks.mapped``); and one client of any module (``fedsim.tasks.walker``),
+              which is the reference of modules
     walk      momentum, sam, and tasks whose gradients come as rows
 
 With send = "difference" and several steps ``descend`` sends w_0 - w_H as it is, as FedAvg does, so it is exact to the
@@ -27,6 +28,7 @@ from fedsim.solvers.lengths import Floats, Steps, column
 from fedsim.solvers.memory import Memory, Notes
 from fedsim.solvers.plan import Ask, Done, Group, Plan, Rows
 from fedsim.solvers.rate import Constant, Harmonic
+from fedsim.solvers.transfer import sent
 from fedsim.tasks.stack import Moving, Walkers, penalties
 from fedsim.tasks.task import Batch, Task
 
@@ -86,7 +88,7 @@ def solve_group(task: Task, federation: Federation, plan: Plan, ask: Ask, group:
 def _side_by_side(task: Task, course: Course, ask: Ask, group: Group, rows: Rows, notes: list[Notes]) -> None:
     """Directions and first losses into ``rows``; ``notes`` become those after the round."""
     beside = group == list(range(group[0], group[0] + len(group)))
-    places = torch.tensor(group, device=ask.models.device)
+    places = sent(np.array(group), ask.models.device)
     shared = ask.models.stride(0) == 0
     models = ask.models[: len(group)] if shared else ask.models.index_select(0, places)
     walkers = _room(task, course, rows, models) if isinstance(course.plan.direction, Gradient) else None
@@ -133,6 +135,8 @@ def _room(task: Task, course: Course, rows: Rows, like: Tensor) -> Moving | None
             found = task.walker(summed)
         elif task.stack is not None:
             found = Walkers.of(task.stack, len(course.clients), summed, like)
+        elif task.mapped is not None:
+            found = task.mapped(len(course.clients), summed, like)
         else:
             return None
         rows.scratch[key] = found

@@ -24,8 +24,10 @@ from fedsim.flat import ModuleRow
 from fedsim.models import check_module, cnn, mlp
 from fedsim.plugins import NAMES_CODE
 from fedsim.randomness import Purpose, Stream
+from fedsim.tasks.chain import Chain, chained
 from fedsim.tasks.layer import Layer, layer_inputs, module_layers, second_moment
 from fedsim.tasks.linear import L2
+from fedsim.tasks.mapped import Mapped, maps
 from fedsim.tasks.stack import Classes, Stack, stack_of
 from fedsim.tasks.task import Batch, Norm, penalised, penalty, portions
 from fedsim.tasks.walker import Walker, forward, takes_pixels
@@ -47,7 +49,8 @@ class Classifier:
     """Made by ``classifier``.
 
     make: a fresh module on the CPU. skeleton: one whose parameters hold no numbers. stack: of a module that is one.
-    pixels: see ``takes_pixels``. compute: of the forward pass for gradients, None: dtype.
+    pixels: see ``takes_pixels``. maps: see ``fedsim.tasks.mapped``. compute: of the forward
+    pass for gradients, None: dtype.
     """
 
     make: Make = field(repr=False)
@@ -59,6 +62,7 @@ class Classifier:
     stack: Stack | None = None
     classes: int = 0
     pixels: bool = False
+    maps: bool = False
     compute: torch.dtype | None = None
 
     @property
@@ -68,7 +72,18 @@ class Classifier:
 
     def _walker(self, summed: bool) -> Walker:
         module = seeded(self.make, seed=0).to(device=self.device, dtype=self.dtype).eval()
-        return Walker(module, self.layout, Classes(self.classes), self.l2, self.compute, self.pixels, summed)
+        head = Classes(self.classes)
+        if self.compute is None and chained(module):
+            return Chain(module, self.layout, head, self.l2, self.pixels, summed)
+        return Walker(module, self.layout, head, self.l2, self.compute, self.pixels, summed)
+
+    @property
+    def mapped(self) -> Callable[[int, bool, Tensor], Mapped] | None:
+        """Makes room for the parameters of many models."""
+        return self._mapped if self.maps and self.compute is None else None
+
+    def _mapped(self, room: int, summed: bool, like: Tensor) -> Mapped:
+        return Mapped(self.skeleton, self.layout, Classes(self.classes), self.l2, room, summed, like)
 
     @property
     def dim(self) -> int:
@@ -180,7 +195,8 @@ def classifier(
     layout = ModuleRow.of(module)
     stack = stack_of(module, module_layers(module, layout), classes, l2)
     pixels = takes_pixels(module, shape, device)
-    return Classifier(make, _skeleton(module, dtype, device), layout, l2, dtype, device, stack, classes, pixels)
+    mapped = stack is None and maps(module, layout, Classes(classes), shape)
+    return Classifier(make, _skeleton(module, dtype, device), layout, l2, dtype, device, stack, classes, pixels, mapped)
 
 
 def seeded(make: Make, seed: int) -> nn.Module:

@@ -103,7 +103,7 @@ def pack(moments: Sequence[Tensor]) -> Tensor:
     """Symmetric float[A, A] of several layers -> one row of their lower triangles, float[k]."""
     parts = []
     for moment in moments:
-        rows, columns = torch.tril_indices(*moment.shape)
+        rows, columns = torch.tril_indices(*moment.shape, device=moment.device)
         parts.append(moment[rows, columns])
     return torch.cat(parts)
 
@@ -112,7 +112,7 @@ def unpack(row: Tensor, layers: Sequence[Layer]) -> tuple[Tensor, ...]:
     """Inverse of ``pack``."""
     moments, start = [], 0
     for layer in layers:
-        rows, columns = torch.tril_indices(layer.width, layer.width)
+        rows, columns = torch.tril_indices(layer.width, layer.width, device=row.device)
         part = row[start : start + len(rows)]
         moment = row.new_zeros((layer.width, layer.width))
         moment[rows, columns] = part

@@ -115,6 +115,10 @@ class Linear:
         """None: its gradients are rows."""
 
     @property
+    def mapped(self) -> None:
+        """None: it is a stack."""
+
+    @property
     def stack(self) -> Stack:
         """The one layer and its loss."""
         return Stack(self.layers, Number(self.loss_of_score(), self.signed), self.l2)
@@ -205,6 +209,10 @@ class SoftmaxRegression:
     @property
     def walker(self) -> None:
         """None: its gradients are rows."""
+
+    @property
+    def mapped(self) -> None:
+        """None: it is a stack."""
 
     @property
     def stack(self) -> Stack:

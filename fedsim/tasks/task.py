@@ -63,6 +63,14 @@ class Task(Protocol):
         """
         ...
 
+    @property
+    def mapped(self) -> Callable[[int, bool, Tensor], Moving] | None:
+        """Makes room for many models side by side (how many, whether gradients are summed, one of their rows).
+
+        None where there is a ``stack``, or no way to do so: then a group's gradients are found one after another.
+        """
+        ...
+
     def moments(self, model: Tensor, batch: Batch, layers: Sequence[Layer]) -> tuple[Tensor, ...]:
         """E z z' of what goes into each of ``layers`` (some of the task's), float[A, A]: see ``fedsim.tasks.layer``.
 

@@ -78,7 +78,7 @@ class Walker:
             delta = self.head.errors(given, answers, weights)
         else:
             delta, losses = self.head.both(given, answers, weights, balanced)
-        return list(torch.autograd.grad(scores, self._leaves, delta[0], materialize_grads=True)), losses
+        return list(torch.autograd.grad(product(scores, delta[0]), self._leaves, materialize_grads=True)), losses
 
     def descend(self, found: Found, eta: float, decay: float | Tensor) -> None:
         """w <- decay w - eta g."""
@@ -117,6 +117,13 @@ def forward(module: Callable[[Tensor], Tensor], features: Tensor, compute: torch
     with torch.autocast(features.device.type, compute):
         scores = module(features)
     return scores.to(features.dtype)
+
+
+def product(scores: Tensor, delta: Tensor) -> Tensor:
+    """A number whose gradient in the scores is delta, to the bit."""
+    # Not grad(scores, ..., delta): given a delta, torch imports a computer algebra system to compare two shapes.
+    with torch.enable_grad():
+        return (scores * delta).sum()
 
 
 def by_pixel(tensor: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""python -m tests.benchmarks local|artemis [lr10 lr100 mlp10 mlp100 cnn10], or scale, or whitening, or
-messages [gaussian heavy a9a softmax mlp]"""
+"""python -m tests.benchmarks local|artemis|profile [lr10 lr100 mlp10 mlp100 cnn10], or scale, or whitening, or modules,
+or gpu, or messages [gaussian heavy a9a softmax mlp]"""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 
 import torch
 
-from tests.benchmarks import artemis, local, messages, scale, whitening
+from tests.benchmarks import artemis, gpu, local, messages, modules, profile, scale, whitening
 
-WORKLOADS = {"local": local.play, "artemis": artemis.play}
-TABLES = {"scale": scale.table, "whitening": whitening.table}
+WORKLOADS = {"local": local.play, "artemis": artemis.play, "profile": profile.play}
+TABLES = {"gpu": gpu.table, "modules": modules.table, "scale": scale.table, "whitening": whitening.table}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

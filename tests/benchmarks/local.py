@@ -1,6 +1,6 @@
 """Milliseconds of local solving in a round, by executor, beside what is written by hand; interleaved, best of rounds.
 
-"sequential" and "workers, 1" of a network take the path of any module: autograd, one client after another.
+"sequential" and "workers, 1" take one client after another: networks by ``fedsim.tasks.chain`` where they are one.
 
 A round is: the cohort's directions from the model, and the model minus their mean by v_i. Every row plays the same
 rounds, and the end parameters must agree, so the work was the same.
@@ -48,19 +48,19 @@ def rows(work: Workload, stack: ExitStack) -> dict[str, Round]:
     if work.task.stack is not None:
         sizes = {cohort} | {chunk for chunk in MLP_CHUNKS if chunk < cohort and work.task.dim > 10_000}
         found |= {f"stacked by hand, {chunk}": manual(work, chunk) for chunk in sorted(sizes)}
-    found["sequential"] = _solved(work, 1, None)
+    found["sequential"] = solved(work, 1, None)
     if isinstance(work.task, Classifier) and work.task.stack is None:
-        found[HALF] = _solved(replace(work, task=replace(work.task, compute=torch.bfloat16)), 1, None)
+        found[HALF] = solved(replace(work, task=replace(work.task, compute=torch.bfloat16)), 1, None)
     chunk = 1
     if work.task.stack is not None:
         chunk = min(chunk_of(work.task.dim, 4), cohort)
-        found[f"stacked, {chunk}"] = _solved(work, chunk, None)
+        found[f"stacked, {chunk}"] = solved(work, chunk, None)
     if cores() > 1:
         pool = stack.enter_context(Workers(work.task, work.federation, _plan(work, chunk), cores()))
-        found[f"{cores()} workers, {chunk}"] = _solved(work, chunk, pool)
+        found[f"{cores()} workers, {chunk}"] = solved(work, chunk, pool)
         if chunk > 1 and isinstance(work.task, Classifier):
             single = stack.enter_context(Workers(work.task, work.federation, _plan(work, 1), cores()))
-            found[f"{cores()} workers, 1"] = _solved(work, 1, single)
+            found[f"{cores()} workers, 1"] = solved(work, 1, single)
     return found
 
 
@@ -69,7 +69,8 @@ def _plan(work: Workload, chunk: int) -> Plan:
     return Plan(local, STEP, chunk, ORDERS["incremental"])
 
 
-def _solved(work: Workload, chunk: int, pool: Workers | None) -> Round:
+def solved(work: Workload, chunk: int, pool: Workers | None) -> Round:
+    """A round by ``chunk`` clients at a time, here or in a pool."""
     plan, sizes = _plan(work, chunk), work.federation.sizes.to(torch.float32)
     room = Rows.like(work.task.initial(0).expand(len(work.cohorts[0]), -1))
 

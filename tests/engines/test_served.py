@@ -27,6 +27,7 @@ from fedsim.ends.store import Drawer
 from fedsim.errors import CheckpointError, DeployError
 from fedsim.experiment import Experiment
 from fedsim.ledger import Ledger
+from fedsim.simulation.spread import MEASURES as SPREAD
 
 LINEAR = {"data": {"source": "synthetic-linear", "clients": 8, "per_client": 15, "features": 5}}
 HALF = {"scheme": "bernoulli", "p": 0.5}
@@ -80,9 +81,13 @@ def simulated(given: Experiment, folder: Path) -> Path:
     return folder
 
 
+OWN = {"gradients", *SPREAD}
+"""What only a simulation knows: the clients' own."""
+
+
 def metrics(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "gradients"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in OWN} for line in lines]
 
 
 def assert_same(served: Path, other: Path) -> None:

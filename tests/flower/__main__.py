@@ -2,6 +2,9 @@
 
 All on loopback: a SuperLink and three SuperNodes, each behind a proxy that counts, each with a worker. About six
 minutes.
+
+python -m tests.flower network: simulated seconds beside those of deployed rounds over slow links, three kinds of them
+and two experiments. Needs root and /dev/net/tun; about ten minutes.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from server.inprocess import SERVER, InProcessGrid
 from tests.flower.deployed import Deployment, deployment, rounds_between, watched
 from tests.flower.layers import layers, note_sockets
 from tests.flower.measure import Round, Socket, idle, play_fedavg, sockets
+from tests.flower.network import network
 
 QUICK = {"evaluate_every": 1000, "executor": "sequential"}
 TRIVIAL: dict[str, Any] = {
@@ -120,10 +124,15 @@ TABLES: dict[str, Callable[[Deployment, Path], None]] = {
 
 def main(chosen: Sequence[str]) -> None:
     """Print the tables that are named, or all."""
-    if not set(chosen) <= TABLES.keys():
+    if not set(chosen) <= {*TABLES, "network"}:
         sys.exit(f"{__doc__}; found {' '.join(chosen)}")
+    if "network" in chosen:
+        with tempfile.TemporaryDirectory(prefix="fedsim-") as folder:
+            network(Path(folder))
+    if chosen and not set(chosen) & TABLES.keys():
+        return
     with tempfile.TemporaryDirectory(prefix="fedsim-") as folder, deployment(Path(folder) / "f", proxied=True) as made:
-        for name in chosen or TABLES:
+        for name in [one for one in chosen if one in TABLES] or TABLES:
             TABLES[name](made, Path(folder))
             print(flush=True)
 

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -49,11 +49,11 @@ class Deployment:
 
 @contextmanager
 def deployment(
-    folder: Path, machines: int = 3, database: bool = False, proxied: bool = False, link: Link | None = None
+    folder: Path, machines: int = 3, database: bool = False, proxied: bool = False, links: Sequence[Link] = ()
 ) -> Iterator[Deployment]:
     """Everything started; everything stopped in the end. A worker's socket lies in a folder with a short name.
 
-    link: what lies between the SuperLink and the SuperNodes.
+    links: what lies between the SuperLink and each SuperNode, in turn.
     """
     near = Path(tempfile.mkdtemp(prefix="fs"))
     sockets = [near / f"{i}" for i in range(machines)]
@@ -61,7 +61,7 @@ def deployment(
     def config(node: int, nodes: int) -> str:
         return f'partition-id={node} num-partitions={nodes} worker="unix:{sockets[node]}"'
 
-    federation = Federation(folder, machines, database, proxied, config, **(elsewhere(link) if link else {}))
+    federation = Federation(folder, machines, database, proxied, config, **elsewhere(machines, links))
     made = Deployment(federation, sockets)
     try:
         for i, socket in enumerate(sockets):
@@ -79,9 +79,12 @@ def deployment(
         shutil.rmtree(near)
 
 
-def elsewhere(link: Link) -> dict[str, Any]:
-    """A federation's options for SuperNodes at the other end of a link."""
-    return {"address": link.here, "inside": link.inside}
+def elsewhere(machines: int, links: Sequence[Link]) -> dict[str, Any]:
+    """A federation's options for SuperNodes at the other ends of links."""
+    if not links:
+        return {}
+    places = [(link.here, link.inside) for link in links]
+    return {"address": "0.0.0.0", "elsewhere": [places[i % len(places)] for i in range(machines)]}
 
 
 @contextmanager

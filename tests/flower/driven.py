@@ -12,6 +12,7 @@ from flwr.app import Context, Message, RecordDict, UserConfig
 
 from client.app import app as client_app
 from fedsim.experiment import Experiment
+from fedsim.simulation.spread import MEASURES as SPREAD
 from server.app import app as server_app
 from server.inprocess import SERVER, InProcessGrid
 
@@ -44,9 +45,13 @@ def rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(text))
 
 
+OWN = {"gradients", *SPREAD}
+"""What only a simulation knows: the clients' own."""
+
+
 def metrics(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "gradients"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in OWN} for line in lines]
 
 
 def assert_same(one: Path, other: Path) -> None:

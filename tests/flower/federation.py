@@ -172,7 +172,8 @@ def partition(node: int, nodes: int) -> str:
 class Federation:
     """A SuperLink and SuperNodes on loopback. proxied: nodes reach the SuperLink through ``proxies``, one each.
 
-    address: where the SuperLink listens; inside: words before a SuperNode's command, that start it elsewhere.
+    address: where the SuperLink listens; elsewhere: of each SuperNode the address at which it finds that, and words
+    before its command, that start it elsewhere.
     """
 
     folder: Path
@@ -182,7 +183,7 @@ class Federation:
     config: Callable[[int, int], str] = partition
     extra: Mapping[str, str] = field(default_factory=dict)
     address: str = "127.0.0.1"
-    inside: tuple[str, ...] = ()
+    elsewhere: Sequence[tuple[str, tuple[str, ...]]] = ()
     link: Program = field(init=False)
     nodes: list[Program] = field(init=False, default_factory=list)
     proxies: list[Proxy] = field(init=False, default_factory=list)
@@ -243,10 +244,11 @@ class Federation:
         if self.proxied:
             self.proxies.append(Proxy(self.port))
             port = self.proxies[-1].port
-        address = "127.0.0.1" if self.proxied else self.address
+        address, inside = self.elsewhere[number] if self.elsewhere else (self.address, ())
+        address = "127.0.0.1" if self.proxied else address
         command = ["flower-supernode", "--insecure", "--superlink", f"{address}:{port}", "--port", str(free_port())]
         command += ["--node-config", self.config(number, self.count)]
-        node = self._program(f"supernode-{number}", command, self.inside)
+        node = self._program(f"supernode-{number}", command, inside)
         self.nodes.append(node)
         node.start()
         return node

@@ -8,7 +8,6 @@ SuperNode and SuperLink: printed, not asserted. All runs are the simulator's, to
 
 from __future__ import annotations
 
-import os
 import socket
 import statistics
 import subprocess
@@ -27,9 +26,8 @@ from fedsim.experiment import Experiment
 from fedsim.simulation.run import run
 from tests.flower.deployed import Deployment, deployment, instants_of, watched
 from tests.flower.driven import rows
-from tests.flower.slow_link import Fault, Link, Packet, slow_link
+from tests.flower.slow_link import Fault, Link, Packet
 
-TUNNEL = Path("/dev/net/tun")
 RATE, DELAY, LOSS, CUT = 1e6, 0.2, 0.05, 30.0
 STILL = 1.0
 """Seconds without a byte that end a burst: longer than a round trip."""
@@ -59,20 +57,8 @@ CASES: dict[str, tuple[dict[str, Any], Fault, bool]] = {
 
 
 @pytest.fixture(scope="module")
-def link() -> Iterator[Link]:
-    if os.geteuid() or not os.access(TUNNEL, os.R_OK | os.W_OK):
-        pytest.skip(f"a slow link needs root and {TUNNEL}")
-    try:
-        subprocess.run(["ip", "netns", "list"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("a slow link needs `ip netns`")
-    with slow_link() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def two(link: Link, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with deployment(tmp_path_factory.mktemp("two") / "f", machines=2, link=link) as made:
+    with deployment(tmp_path_factory.mktemp("two") / "f", machines=2, links=[link]) as made:
         yield made
 
 

@@ -24,6 +24,7 @@ from fedsim.ends.client import ClientEnd
 from fedsim.ends.store import Standing, Store
 from fedsim.errors import CheckpointError, ConfigError, DataError
 from fedsim.experiment import Experiment, from_table, load, read_toml
+from fedsim.network import read_trace
 from fedsim.simulation.folder import RunFolder
 from fedsim.simulation.run import MISFITS
 from fedsim.simulation.state import from_tensors, initial_state, to_tensors
@@ -44,7 +45,7 @@ def _folder() -> Path:
 _KEPT: list[tempfile.TemporaryDirectory[str]] = []
 
 
-def _written(name: str, data: bytes) -> Path:
+def written(name: str, data: bytes) -> Path:
     path = _folder() / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
@@ -53,7 +54,7 @@ def _written(name: str, data: bytes) -> Path:
 
 def _svmlight(data: bytes) -> None:
     """What is read, written plainly, reads the same."""
-    text = read_svmlight(_written("a.txt", data))
+    text = read_svmlight(written("a.txt", data))
     assert np.isfinite(text.labels).all()
     assert np.isfinite(text.values).all()
     assert text.starts[0] == 0
@@ -64,7 +65,7 @@ def _svmlight(data: bytes) -> None:
         assert (np.diff(columns) > 0).all()
         pairs = (f"{i + 1}:{v!r}" for i, v in zip(columns.tolist(), values.tolist(), strict=True))
         lines.append(" ".join([repr(label), *pairs]))
-    again = read_svmlight(_written("b.txt", "\n".join(lines).encode()))
+    again = read_svmlight(written("b.txt", "\n".join(lines).encode()))
     for name in ("labels", "values", "columns", "starts"):
         assert getattr(again, name).tobytes() == getattr(text, name).tobytes()
 
@@ -74,7 +75,7 @@ def _libsvm(data: bytes) -> None:
     before, svmlight.MAX_DENSE = svmlight.MAX_DENSE, _DENSE
     try:
         for target in ("classes", "regression"):
-            found = LibSVM(str(_written("a.txt", data)), target=target).load(0)  # type: ignore[arg-type]
+            found = LibSVM(str(written("a.txt", data)), target=target).load(0)  # type: ignore[arg-type]
             assert bool(found.train.features.isfinite().all())
     finally:
         svmlight.MAX_DENSE = before
@@ -104,8 +105,17 @@ _WORDS = [
 ]
 
 
+def _trace(data: bytes) -> None:
+    """What is read are bandwidths, times and chances."""
+    speeds = read_trace(str(written("a.csv", data)), 2)
+    for times in (speeds.latency, speeds.jitter, speeds.sample):
+        assert ((times >= 0) & (times < 1e7)).all()
+    for some in (speeds.up, speeds.down, speeds.availability):
+        assert ((some > 0) & (some < 1e16)).all()
+
+
 def _idx(rank: int, data: bytes) -> None:
-    found = read_idx(_written("a.idx", data), rank)
+    found = read_idx(written("a.idx", data), rank)
     if data[:2] != b"\x1f\x8b":
         assert bytes([0, 0, 8, rank]) + struct.pack(f">{rank}I", *found.shape) + found.tobytes() == data
 
@@ -118,7 +128,7 @@ def _idx_case(rank: int) -> Case:
 
 def _toml(data: bytes) -> None:
     """An experiment that is read, written in full, is the same experiment."""
-    experiment = from_table(read_toml(_written("a.toml", data)))
+    experiment = from_table(read_toml(written("a.toml", data)))
     again = from_table(tomllib.loads(experiment.toml()))
     assert again == experiment
     assert again.identifier() == experiment.identifier()
@@ -188,7 +198,7 @@ def _checkpoints() -> list[bytes]:
 
 def _signed(data: bytes) -> bytes:
     """The same file with the digest that its content has, where it can be told."""
-    path, field = _written("signed", data), b'"digest":"'
+    path, field = written("signed", data), b'"digest":"'
     try:
         with safe_open(path, framework="pt") as file:
             told = file.metadata() or {}
@@ -256,11 +266,11 @@ _CHECKPOINT_WORDS += [
 
 def _logs(data: bytes) -> None:
     """metrics.jsonl and manifest.json."""
-    folder = RunFolder(_written("logs/metrics.jsonl", data).parent)
+    folder = RunFolder(written("logs/metrics.jsonl", data).parent)
     try:
         folder.metrics()
     finally:
-        _written("logs/manifest.json", data)
+        written("logs/manifest.json", data)
         folder.facts()
 
 
@@ -273,6 +283,11 @@ _LINES = [
 ]
 _JSON = [b"NaN", b"Infinity", b"1e999", b"null", b"{", b"[", b'"round":', b'"loss":', b"9" * 30, b"\n", b"[[[[[[[[[["]
 
+_TRACES = [
+    b"client,up_mbps,down_mbps,latency_s\n0,8,20,0.03\n1,0.5,1e3,0\n",
+    b"sample_s,availability,client,up_mbps,down_mbps,latency_s,jitter_s\n1,0.5,1,8,20,0.03,1\n0,1,0,1,1,0,0\n",
+]
+_LINE_WORDS = [b",", b"\n", b'"', b"nan", b"-1", b"1e400", b"client", b"up_mbps"]
 IDX = Target("idx, rank 3", partial(_idx_case, 3), 0.5)
 _REFUSALS = (CheckpointError, DataError)
 """The second where a state is whole, but of a client with other samples."""
@@ -280,6 +295,7 @@ CHECKPOINT = Target("checkpoint", lambda: Case(_checkpoints(), _checkpoint, _REF
 TARGETS = [
     Target("LibSVM text", lambda: Case(_TEXTS, _svmlight, (DataError,), _WORDS, 300), 0.3),
     Target("LibSVM data", lambda: Case(_TEXTS, _libsvm, (DataError, ConfigError), _WORDS, 300), 0.2),
+    Target("a trace of lines", lambda: Case(_TRACES, _trace, (DataError,), _LINE_WORDS, 2500), 0.3),
     Target("idx, rank 1", partial(_idx_case, 1), 0.5),
     IDX,
     Target("experiment", _toml_case, 0.2),

@@ -396,9 +396,10 @@ def play(table: Table, world: World, model: Row) -> Iterator[Snapshot]:
                 sent.append(line)
                 seen[i] = k
                 continue
-            rows = 1 if down["memory"] == "none" else 2
+            # Before anything is sent H is the model, or zero; later H is the model that clients hold if beta = 1.
+            rows = 1 if down["memory"] == "none" or k == 0 or (models and beta == 1) else 2
             whole, moments = rows * w.nbytes + newest * 8 * triangle, lacking * 8 * triangle
-            line = catch_up(down, i, k, seen, updates, (n, d, rows * w.nbytes), (moments, whole))
+            line = catch_up(down, i, k, seen, updates, (n, d, rows * d, rows * w.nbytes), (moments, whole))
             late = lacking if line.kind == "updates" else newest
             sent += [line] + [moment_line(i, "down", late, triangle)] * (late > 0)
             held[i] = count
@@ -560,21 +561,20 @@ def catch_up(
     k: int,
     seen: dict[int, int],
     updates: list[int],
-    of: tuple[int, int, int],
+    of: tuple[int, int, int, int],
     beside: tuple[int, int],
 ) -> Sent:
     """Artemis, Algorithm 1: the whole model, or the updates since the client's last round where they are not longer.
 
-    of: N, d, bytes of a whole model; beside: bytes of moments that replaying takes as well, and of all
+    of: N, d, numbers and bytes of a whole model; beside: bytes of moments that replaying takes as well, and of all
     that the model takes.
     """
-    first, (n, d, model) = seen.get(i), of
+    first, (n, d, numbers, model) = seen.get(i), of
     seen[i] = k
     missed = [] if first is None else updates[first:]
     framed = sum(size + varint(size) for size in missed)
     if first is None or framed + beside[0] > beside[1]:
-        rows = 1 if down["memory"] == "none" else 2
-        return Sent(i, "down", "model", 1, 32.0 * rows * d, 8 * model, HEADER_BYTES + model)
+        return Sent(i, "down", "model", 1, 32.0 * numbers, 8 * model, HEADER_BYTES + model)
     bits, shared = formula_bits(down, d)
     return Sent(
         i, "down", "updates", len(missed), len(missed) * (bits + shared / n), 8 * sum(missed), HEADER_BYTES + framed

@@ -212,6 +212,8 @@ def test_weighted_sums(cohort: tuple[Tensor, Tensor, Quantize, Stream, Tensor], 
     weights = torch.rand((sums, len(rows)), generator=torch.Generator().manual_seed(1), dtype=rows.dtype)
     one, other = both(lambda: weighted_sums(quantizer, payload, weights))
     assert octets(one) == octets(other)
+    decoded, expected = both(lambda: quantizer.decompress(payload, rows.dtype))
+    assert octets(decoded) == octets(expected)
     for found, each in zip(one, weights, strict=True):
         decoded = quantizer.decompress(payload, rows.dtype)
         assert octets(found) == octets(tree_sum(each[:, None] * decoded, dim=0) + 0.0)  # a zero has no sign
@@ -238,7 +240,7 @@ def test_kernels_refuse_shapes_that_do_not_fit() -> None:
         quantizer.quantize(rows, torch.ones(2, 4), 0.5, noise, torch.arange(2))
     payload = quantizer.compress(rows, noise, torch.arange(2))
     assert isinstance(payload, Levels)
-    with pytest.raises(ValueError, match=r"\[\[2, 5\], \[2, 1\], \[3\]\], which do not fit LevelsLayout"):
+    with pytest.raises(ValueError, match=r"\['int32\[2, 5\]', 'float32\[2, 1\]'\], which do not fit 3 rows of LevelsL"):
         weighted_sums(quantizer, payload, torch.ones(1, 3))
     with pytest.raises(WireError, match="of another layout"):
         weighted_sums(Quantize(2), payload, torch.ones(1, 2))

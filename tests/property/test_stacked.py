@@ -35,6 +35,8 @@ TASKS: dict[str, tuple[Any, tuple[int, ...], int | None]] = {
     "deep": (MLP(hidden=(6, 5, 4)), (4,), 3),
     "no bias": (Module("tests.property.test_stacked:without_bias"), (4,), 3),
     "cnn": (CNN(width=2), (1, 4, 4), 3),
+    "group norm": (Module("tests.property.test_stacked:normed", l2=0.1), (4,), 3),
+    "transformer": (Module("tests.property.test_stacked:transformer"), (3, 4), 3),
 }
 ONE_LAYER = ["least-squares", "logistic", "softmax", "no hidden layer"]
 EVERY_ORDER = ["fresh", *ORDERS, "tests.plugins_example:there_and_back"]
@@ -45,6 +47,30 @@ SIZES = st.lists(st.integers(1, 17), min_size=1, max_size=7)
 
 def without_bias(shape: tuple[int, ...], classes: int) -> nn.Module:
     return nn.Sequential(nn.Linear(shape[0], 5, bias=False), nn.ReLU(), nn.Linear(5, classes))
+
+
+def normed(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """GroupNorm with a large eps: a division by a small deviation would magnify what rounding left."""
+    norm = nn.GroupNorm(2, 6, eps=0.1)
+    return nn.Sequential(nn.Linear(shape[0], 6), norm, nn.ReLU(inplace=True), nn.Linear(6, classes, bias=False))
+
+
+class Words(nn.Module):
+    """A small transformer with one position after another, and one weight that is used twice."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, 4)
+        self.layer = nn.TransformerEncoderLayer(4, 2, 6, 0.0, batch_first=True)
+        self.last = nn.Linear(4, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.last(self.layer(self.first(x)).mean(dim=1)) + self.last(self.first(x)[:, 0])
+        return scores
+
+
+def transformer(shape: tuple[int, ...], classes: int) -> nn.Module:
+    return Words(shape[1], classes)
 
 
 def world(kind: str, sizes: list[int], dtype: torch.dtype = F64) -> tuple[Task, Federation]:

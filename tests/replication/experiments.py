@@ -81,13 +81,14 @@ def a9a_stochastic(folder: Path, algorithm: str) -> Experiment:
     )
 
 
-def a9a_preserved(folder: Path, algorithm: str) -> Experiment:
-    """600 epochs of batch 50 at 1/L, the setting of MCM's paper; there every client weighs the same, here every sample.
+def a9a_preserved(folder: Path, algorithm: str, epochs: int = 600) -> Experiment:
+    """The setting of MCM's paper: 600 epochs of batch 50 at 1/L, an objective in which all clients weigh the same.
 
     An epoch is a mean client's samples: 32,561 / (20 x 50) rounds.
     """
-    rounds = 600 * (32561 // (CLIENTS * 50))
-    return a9a(folder, algorithm, "1/L", rounds, local={"batch": 50}, run={"chunk": CLIENTS})
+    rounds = epochs * (32561 // (CLIENTS * 50))
+    run = {"chunk": CLIENTS, "evaluate_every": max(1, rounds // 200)}
+    return a9a(folder, algorithm, "1/L", rounds, local={"batch": 50}, server={"weights": "uniform"}, run=run)
 
 
 def linear(algorithm: str, batch: int, noise: bool) -> Experiment:

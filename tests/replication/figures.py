@@ -87,7 +87,8 @@ A9A_FAST: Ranges = numbers(sgd=-4.91, diana=-5.04, artemis=-5.03) | {"qsgd": (-4
 # INDEPENDENT, p = 1/2, PP2.
 A9A_HALF: Ranges = numbers(sgd=-3.95, qsgd=-3.55, diana=-4.07, bi_qsgd=-2.69, artemis=-4.53)
 
-# PAPER of MCM, arXiv 2102.12528, its a9a figure, read off to +-0.05; Dore is drawn on top of Artemis.
+# PAPER of MCM, arXiv 2102.12528, its a9a figure, read off to +-0.05; Dore is drawn on top of Artemis. Its clusters need
+# not be ours (F* is 0.3196 there and 0.3271 here), so what is compared closely is in BANDS, level beside level.
 PRESERVED = {"sgd": -3.4, "diana": -2.75, "mcm": -2.75, "rand-mcm": -2.75, "artemis": -1.9, "dore": -1.9}
 
 # PAPER. "-16" is the floor of float64, and "about -5, noisy" a range.
@@ -172,16 +173,21 @@ def a9a_preserved(folder: Path) -> Iterable[Cell]:
     """MCM keeps the plateau of uplink compression alone; degrading the central model costs Artemis most of a decade."""
     for name, level in PRESERVED.items():
         experiment = experiments.a9a_preserved(folder, name)
-        yield Cell("a9a-mcm", "600 epochs, batch 50", name, experiment, level, level, 0.3, tail=0.1)
+        yield Cell("a9a-mcm", PRESERVING, name, experiment, level, level, 0.3, tail=0.1)
 
 
-STOCHASTIC = "batch 128"
+STOCHASTIC, PRESERVING = "batch 128", "600 epochs, batch 50"
 OMEGA_PLUS_1 = 1 + math.sqrt(124)
 BANDS = {
-    (STOCHASTIC, "diana"): (0.4 * math.log10(OMEGA_PLUS_1), math.log10(OMEGA_PLUS_1)),
-    (STOCHASTIC, "artemis"): (0.8 * math.log10(OMEGA_PLUS_1), 2 * math.log10(OMEGA_PLUS_1)),
+    (STOCHASTIC, "diana"): ("sgd", 0.4 * math.log10(OMEGA_PLUS_1), math.log10(OMEGA_PLUS_1)),
+    (STOCHASTIC, "artemis"): ("sgd", 0.8 * math.log10(OMEGA_PLUS_1), 2 * math.log10(OMEGA_PLUS_1)),
+    (PRESERVING, "mcm"): ("diana", -0.15, 0.15),
+    (PRESERVING, "artemis"): ("diana", 0.85 - 0.15, 0.85 + 0.15),
+    (PRESERVING, "dore"): ("artemis", -0.15, 0.15),
 }
-"""log10 of plateau / plateau of sgd. Theory: omega + 1 for diana and (omega + 1)^2 for artemis, at most."""
+"""log10 of plateau / plateau of another, lowest and highest. STOCHASTIC, by theory: omega + 1 for diana and
+(omega + 1)^2 for artemis, at most. PRESERVING, as published: a model that the server preserves has the plateau of
+uplink compression alone; one that it does not is 0.85 higher."""
 
 PARTS: dict[str, Callable[[Path], Iterable[Cell]]] = {
     "a9a-p1": a9a_p1,

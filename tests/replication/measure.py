@@ -6,23 +6,23 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from multiprocessing import get_context
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
-import fedsim
 from fedsim import Experiment
 from fedsim.data import Scheme, Source, split
-from fedsim.simulation.folder import RunFolder
-from fedsim.simulation.setup import prepare
+from fedsim.ledger import Ledger
+from fedsim.simulation.player import Simulation
+from fedsim.simulation.setup import Setup, prepare
 from fedsim.tasks import TaskOptions
 from fedsim.tasks.optimum import optimum
+from fedsim.tasks.task import Batch
 from tests.replication.figures import Cell
 
 SMALLEST = 1e-17
@@ -48,44 +48,68 @@ class Measurement:
         return sum(last) / len(last)
 
 
+def course(setup: Setup) -> Iterator[tuple[Simulation, Ledger]]:
+    """The simulation and all it cost so far: before its first round, at each evaluation, and after its last round."""
+    simulation, ledger, rounds = Simulation(setup), Ledger(has_file=False), setup.experiment.rounds
+    yield simulation, ledger
+    while (done := simulation.server.round) < rounds:
+        for lines in simulation.play():
+            ledger.add(lines)
+        if (done + 1) % setup.experiment.run.evaluate_every == 0 or done + 1 == rounds:
+            yield simulation, ledger
+
+
 def measure(experiment: Experiment) -> Measurement:
-    """Run one experiment in a folder of its own."""
-    floor, began = minimum(experiment), time.monotonic()
-    with TemporaryDirectory() as place:
-        result = fedsim.run(experiment, Path(place) / "run")
-        checkpoint = RunFolder(Path(place) / "run").restore()
-    assert checkpoint is not None
-    first, last = result.metrics[1], result.metrics[-1]
-    rounds = last["round"] - first["round"]
+    """Run one experiment."""
+    floor, began, excess, bits = minimum(experiment), time.monotonic(), [], []
+    with closing(prepare(experiment)) as setup:
+        for simulation, ledger in course(setup):
+            excess.append(math.log10(max(objective(setup, simulation.server.model) - floor, SMALLEST)))
+            bits.append((simulation.server.round, ledger.cost().formula_bits))
+        drifted = drift(setup, simulation.tensors())
+    (first, begun), (last, ended) = bits[1], bits[-1]
     return Measurement(
-        excess=tuple(math.log10(max(found["loss"] - floor, SMALLEST)) for found in result.metrics),
-        bits=(last["formula_bits"] - first["formula_bits"]) / rounds if rounds else math.nan,
-        drift=drift(experiment, checkpoint.tensors),
+        excess=tuple(excess),
+        bits=(ended - begun) / (last - first) if last > first else math.nan,
+        drift=drifted,
         seconds=time.monotonic() - began,
     )
 
 
-def drift(experiment: Experiment, tensors: Mapping[str, Tensor]) -> float:
-    """The distance of the server's memories from the clients', in a checkpoint."""
+def objective(setup: Setup, model: Tensor) -> float:
+    """F(w) = sum_i v_i F_i(w), with the clients' weights in the experiment. model: float[d]."""
+    examples, shares = setup.federation.all(), sample_shares(setup.experiment.server.weights, setup.federation.sizes)
+    batch = Batch(examples.features[None], examples.targets[None], shares[None].to(model.dtype))
+    return float(setup.task.gradients(model[None], batch)[1][0])
+
+
+def sample_shares(weights: str, sizes: Tensor) -> Tensor:
+    """What each sample counts in F, float64[samples], in the order of the clients. sizes: int64[N]."""
+    each = sizes.to(torch.float64).reciprocal() / len(sizes)
+    return torch.repeat_interleave(each if weights == "uniform" else torch.full_like(each, 1 / int(sizes.sum())), sizes)
+
+
+def drift(setup: Setup, tensors: Mapping[str, Tensor]) -> float:
+    """The distance of the server's memories from the clients', in a state as tensors."""
     if "clients.memory" not in tensors:
         return 0.0
     mine = tensors["clients.memory"]
     if "server.memories" in tensors:
         return float((mine - tensors["server.memories"]).abs().max())
-    return float((prepare(experiment).weights @ mine - tensors["server.memory"]).abs().max())
+    return float((setup.weights @ mine - tensors["server.memory"]).abs().max())
 
 
 def minimum(experiment: Experiment) -> float:
-    """F* of an experiment's data."""
+    """F* of an experiment's data, with the clients' weights in it."""
     seed = experiment.seed if experiment.data.__struct_config__.tag != "libsvm" else 0
-    return _minimum(experiment.data, experiment.partition, experiment.task, seed)
+    return _minimum(experiment.data, experiment.partition, experiment.task, experiment.server.weights, seed)
 
 
 @cache
-def _minimum(data: Source, partition: Scheme, task: TaskOptions, seed: int) -> float:
+def _minimum(data: Source, partition: Scheme, task: TaskOptions, weights: str, seed: int) -> float:
     federation = split(data.load(seed), partition, seed)
     built = task.build(tuple(federation.features.shape[1:]), federation.classes, torch.float64, torch.device("cpu"))
-    return optimum(built, federation.all())[1]
+    return optimum(built, federation.all(), sample_shares(weights, federation.sizes))[1]
 
 
 def measure_all(cells: Iterable[Cell], processes: int) -> Iterator[tuple[Cell, list[Measurement]]]:

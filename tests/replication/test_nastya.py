@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_discrete_lyapunov
 
 import fedsim
+from fedsim.simulation.constants import noise
 from fedsim.simulation.engine import play
 from fedsim.simulation.setup import Setup, prepare
 from fedsim.simulation.state import initial_state
-from fedsim.simulation.theory import noise
 from fedsim.tasks.linear import Linear
 from fedsim.tasks.task import full_batch
 

@@ -49,9 +49,13 @@ from fedsim.errors import (
 )
 from fedsim.experiment import Experiment, load
 from fedsim.ledger import Ledger, read_totals
+from fedsim.network import read_trace
+from fedsim.reporting.final import Examiner
+from fedsim.reporting.runs import read_run
 from fedsim.simulation.folder import RunFolder
 from fedsim.simulation.messages import answer_of, work_of
 from fedsim.simulation.sidebyside import read_account, read_bytes
+from fedsim.sweep.grid import read_sweep
 from fedsim.wire import Kind, decode_frame, encode_frame
 from tests.security.artefacts import TOML, anything, headers
 
@@ -180,8 +184,14 @@ def readers(place: Path, whole: Path) -> dict[str, tuple[Path | None, Refused, C
             CheckpointError,
             lambda _: read_bytes(run / "messages.csv", "message_bytes"),
         ),
+        "model.safetensors": (
+            run / "model.safetensors",
+            CheckpointError,
+            lambda _: Examiner().at_clients(read_run(run)),
+        ),
         "submission.json": (run / "submission.json", CheckpointError, lambda _: submission_of(run)),
         "an experiment": (place / "x.toml", ConfigError, lambda _: load(place / "x.toml")),
+        "a sweep": (place / "s.toml", ConfigError, lambda _: read_sweep(place / "s.toml")),
         "an experiment that is sent": (None, ConfigError, lambda content: read(content.decode("latin-1"))),
         "LibSVM": (place / "x.svm", DataError, lambda _: read_svmlight(place / "x.svm")),
         "idx": (place / "x.idx", DataError, lambda _: read_idx(place / "x.idx", 1)),
@@ -191,6 +201,7 @@ def readers(place: Path, whole: Path) -> dict[str, tuple[Path | None, Refused, C
             DataError,
             lambda _: read_clusters(str(place / "x.txt"), rows=1000, clients=3),
         ),
+        "a trace": (place / "x.csv", DataError, lambda _: read_trace(str(place / "x.csv"), 3)),
         "a frame at the server": (None, WireError, judged),
         "a frame at a client": (None, WireError, lambda content: Host(lambda *_: None).play(GIVEN.toml(), [content])),
         "a frame": (None, WireError, lambda content: decode_frame(content, 1 << 28)),
@@ -204,7 +215,7 @@ def readers(place: Path, whole: Path) -> dict[str, tuple[Path | None, Refused, C
     }
 
 
-READERS = 25
+READERS = 28
 
 
 @pytest.fixture(scope="module")
@@ -384,6 +395,7 @@ def test_data_that_never_ends_or_is_elsewhere(court: Court) -> None:
         court.refuse("LibSVM", name, DataError, lambda path=path: LibSVM(path).load(0))
         court.refuse("clusters", name, DataError, lambda path=path: read_clusters(path, rows=9, clients=3))
         court.refuse("Fashion-MNIST", name, DataError, lambda path=path: FashionMNIST(path).load(0))
+        court.refuse("a trace", name, DataError, lambda path=path: read_trace(path, 3))
 
 
 def _keys() -> dict[str, bytes]:

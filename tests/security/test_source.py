@@ -29,7 +29,6 @@ DYNAMIC = {
     ("fedsim/experiment.py", "identifier", "builtins.getattr"): "a table of fedsim's own fields",
     ("fedsim/compression/payload.py", "row", "builtins.getattr"): "fields of a dataclass",
     ("fedsim/compression/payload.py", "parts", "builtins.getattr"): "the same",
-    ("fedsim/algorithms/theory.py", "uncovered", "builtins.getattr"): "fields of a dataclass",
     ("fedsim/simulation/messages.py", "_error", "builtins.getattr"): "of exceptions only, by issubclass",
     ("fedsim/worker/relay.py", "_explained", "builtins.getattr"): "of fedsim.errors only, by issubclass",
 }

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedsim.cli import main
 from fedsim.errors import CheckpointError
 from fedsim.experiment import Experiment
 from fedsim.ledger import Cost, Direction, Entry, read_totals
 from fedsim.simulation.run import run
 from fedsim.simulation.sidebyside import differing, read_account, read_bytes, unequal_line
-from tests.conftest import Refused
+from tests.conftest import Command, Refused
 
-Compare = Callable[..., tuple[int, str, str]]
 TINY: dict[str, Any] = {
     "data": {"source": "synthetic-linear", "clients": 4, "per_client": 10},
     "rounds": 3,
@@ -50,17 +47,8 @@ def place(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def compare(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Compare:
-    def command(*argv: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedsim", "compare", *argv])
-        status = 0
-        try:
-            main.main()
-        except SystemExit as left:
-            status = int(left.code or 0)
-        return status, *capsys.readouterr()
-
-    return command
+def compare(place: Path, command: Command) -> Command:
+    return partial(command, "compare")
 
 
 def row(out: str, name: str) -> list[str]:
@@ -69,7 +57,7 @@ def row(out: str, name: str) -> list[str]:
     return line.removeprefix(name).replace(",", "").split()
 
 
-def test_equal_runs(compare: Compare) -> None:
+def test_equal_runs(compare: Command) -> None:
     status, out, err = compare("counted", "real")
     assert (status, err) == (0, "")
     assert out.splitlines()[-3:] == [
@@ -84,13 +72,13 @@ def test_equal_runs(compare: Compare) -> None:
     assert row(out, "up upload: frame bytes") == [str(total.frame_bytes)] * 2 + ["1.000"]
 
 
-def test_itself(compare: Compare) -> None:
+def test_itself(compare: Command) -> None:
     status, out, _ = compare("real", "real")
     assert status == 0
     assert "experiment, run differently" not in out
 
 
-def test_different_runs(compare: Compare) -> None:
+def test_different_runs(compare: Command) -> None:
     status, out, _ = compare("counted", "finer")
     assert status == 1
     said = out.splitlines()[-3:]
@@ -101,7 +89,7 @@ def test_different_runs(compare: Compare) -> None:
     assert int(other) > int(one)
 
 
-def test_one_byte_of_a_ledger(compare: Compare, place: Path) -> None:
+def test_one_byte_of_a_ledger(compare: Command, place: Path) -> None:
     ledger = place / "real" / "ledger.csv"
     lines = ledger.read_text().splitlines(keepends=True)
     lines[4] = lines[4].replace("\n", "0\n")
@@ -110,7 +98,7 @@ def test_one_byte_of_a_ledger(compare: Compare, place: Path) -> None:
     assert (status, out.splitlines()[-1]) == (1, "ledgers: different, first in line 5 of ledger.csv")
 
 
-def test_an_unfinished_run(compare: Compare, place: Path) -> None:
+def test_an_unfinished_run(compare: Command, place: Path) -> None:
     manifest = place / "real" / "manifest.json"
     manifest.write_text(re.sub(r',\s*"model_sha256": "\w+"', "", manifest.read_text()).replace("finished", "running"))
     status, out, _ = compare("counted", "real")
@@ -122,7 +110,7 @@ def test_an_unfinished_run(compare: Compare, place: Path) -> None:
     assert row(out, "status") == ["finished", "running"]
 
 
-def test_messages_and_sockets_where_they_were_counted(compare: Compare, place: Path) -> None:
+def test_messages_and_sockets_where_they_were_counted(compare: Command, place: Path) -> None:
     (place / "real" / "messages.csv").write_text(
         "round,direction,node,clients,frames,frame_bytes,message_bytes\n"
         "0,down,7,4,4,100,500\n0,up,7,4,4,90,410\n1,up,7,4,4,90,400\n1,up,7,4"
@@ -137,21 +125,24 @@ def test_messages_and_sockets_where_they_were_counted(compare: Compare, place: P
     assert row(out, "down: socket bytes") == ["3000", "3000", "1.000"]
 
 
-def test_names_are_printed_as_they_are(compare: Compare, place: Path) -> None:
+def test_names_are_printed_as_they_are(compare: Command, place: Path) -> None:
     (place / "real").rename(place / "[red]:dog:")
     status, out, _ = compare("counted", "[red]:dog:")
     assert (status, "[red]:dog:" in out.splitlines()[1]) == (0, True)
 
 
-def test_what_cannot_be_compared(compare: Compare, place: Path) -> None:
+def test_what_cannot_be_compared(compare: Command, place: Path) -> None:
     """One line, exit status 2."""
     (place / "empty").mkdir()
     assert compare("counted", "nowhere")[0] == 2
     assert compare("empty", "counted") == (
         *(2, ""),
-        "error: empty is not a run folder (no experiment.toml); `fedsim run` makes one\n",
+        "error: empty is not a run folder (no experiment.toml), nor is there one below; `fedsim run` makes one\n",
     )
-    assert compare("counted")[::2] == (2, "error: Missing argument 'SECOND'; see `fedsim compare --help`\n")
+    assert compare()[::2] == (2, "error: Missing argument 'RUN...'; see `fedsim compare --help`\n")
+    assert compare("counted")[::2] == (
+        *(2, "error: counted is one run; give another to compare it with, or a folder of runs\n"),
+    )
     (place / "finer" / "ledger.csv").unlink()
     assert compare("counted", "finer")[2] == (
         "error: finer has no ledger.csv; `fedsim resume finer` runs it from its first round\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,7 @@ def test_three_formats_hold_the_same_samples(tmp_path: Path) -> None:
         ("a.csv", CSV.replace(",0\n", ",-1.0\n"), {"classes": 0}),
         ("a.svm", "-1 1:1 2:2\n+1 1:3 2:4.5\n", {"names": ["-1", "1"]}),
         ("a.txt", "0 1:1 2:2\n1 1:3 2:4.5 # last\n", {}),
+        ("a.svm", "\ufeff0 1:1 2:2\n1 1:3 2:4.5\n", {}),
         ("a.libsvm.gz", "-1 1:1 2:2\n1 1:3 2:4.5\n", {"classes": 0}),
     ],
 )
@@ -107,7 +109,9 @@ WRONG = {
     ("a.csv", ""): ["a.csv: no line with data"],
     ("a.csv", "x,y,kind\n"): ["a.csv: no line with data"],
     ("a.csv", "1,2,0\n\n3,4\n"): ["a.csv:3: 2 columns, expected 3, which are 2 features and a label"],
-    ("a.csv", "x;y;kind\n1;2;0\n"): ["a.csv:1: 1 columns, expected 3"],
+    ("a.csv", "x;y;kind\n1;2;0\n"): ["a.csv:1: 1 columns, expected 3", "it is separated by semicolons"],
+    ("a.csv", "1,5;2;0\n3;4;1\n"): ["a.csv:1: 2 columns, expected 3", "it is separated by semicolons"],
+    ("a.csv", "1\t2\t0\n3\t4\t1\n"): ["a.csv:1: 1 columns, expected 3", "it is separated by tabs"],
     ("a.csv", "x,y,kind\n1,2,0\n3,four,1\n"): ["a.csv:3: column 2 ('y') is 'four', expected one finite number"],
     ("a.csv", "1,2,0\n3,,1\n"): ["a.csv:2: column 2 is '', expected one finite number"],
     ("a.csv", "1,2,0\n3,1_000,1\n"): ["a.csv:2: column 2 is '1_000'"],
@@ -153,6 +157,20 @@ def test_other_files_that_do_not_fit(tmp_path: Path, refused: Refused) -> None:
         own([tmp_path / "c.csv"], [2]).federation()
 
 
+def test_numbers_that_float32_has_not(tmp_path: Path, refused: Refused) -> None:
+    for text, more, where in (
+        ("1,2,0\n3,1e300,1\n", {}, "client 0, its row 1"),
+        ("1,2,-1e39\n3,4,1\n", {"classes": 0}, "client 0, its row 0"),
+    ):
+        found = one(tmp_path, text, **more)
+        assert found.to("cpu", torch.float64).features.dtype == torch.float64
+        with refused(DataError, f"own data: a number of {where} is too large for float32; scale the data, or set run."):
+            found.to("cpu", torch.float32)
+    tested = replace(one(tmp_path, CSV), test=one(tmp_path, "1,2,0\n3,1e300,1\n").all())
+    with refused(DataError, "own data: a number of the test set is too large for float32"):
+        tested.to("cpu", torch.float32)
+
+
 def test_a_folder_that_does_not_fit(tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
@@ -180,6 +198,11 @@ def test_a_folder_that_does_not_fit(tmp_path: Path, refused: Refused, monkeypatc
     (folder / "1" / "0001.png").write_text("nothing")
     with refused(DataError, "images/1/0001.png: no readable image"):
         images.federation()
+    (folder / "1" / "0001.png").unlink()
+    os.mkfifo(folder / "1" / "0001.png")
+    with refused(DataError, "images/1/0001.png: a pipe or a device, which may never end"):
+        images.federation()
+    (folder / "1" / "0001.png").unlink()
     (folder / "notes.txt").touch()
     with refused(DataError, "images/notes.txt: not a folder"):
         images.federation()

@@ -41,6 +41,11 @@ WIDE = {
 STEPS = {"steps": 2, "batch": 5, "step": 0.1}
 
 
+def convolved(shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+    nn = torch.nn
+    return nn.Sequential(nn.Unflatten(1, (1, shape[0])), nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(124, classes))
+
+
 def of(**tables: Any) -> Experiment:
     return Experiment.of(**{**DIGITS, "server": {"step": 0.1}, "local": {"step": 0.1}, **tables})
 
@@ -59,7 +64,8 @@ def of(**tables: Any) -> Experiment:
         ({"direction": {"kind": "whitened"}}, SEQUENTIAL),
         ({"participation": {"scheme": "k-of-n", "k": 1}}, SEQUENTIAL),
         ({"participation": {"scheme": "bernoulli", "p": 0.1}}, SEQUENTIAL),
-        ({"task": {"kind": "module", "factory": "tests.unit.test_executors:tanh"}}, SEQUENTIAL),
+        ({"task": {"kind": "module", "factory": "tests.unit.test_executors:tanh"}}, Choice("stacked", 5073, 0)),
+        ({"task": {"kind": "module", "factory": "tests.unit.test_executors:convolved"}}, SEQUENTIAL),
         ({**WIDE, "partition": {"scheme": "natural"}}, SEQUENTIAL),
         ({"run": {"chunk": 1}}, SEQUENTIAL),
         ({"run": {"executor": "sequential"}}, SEQUENTIAL),

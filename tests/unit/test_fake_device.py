@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -20,11 +21,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fedsim import Experiment
+from fedsim.algorithms.recipes import RECIPES
+from fedsim.compression import Compressor
 from fedsim.data.examples import Federation
 from fedsim.randomness import Purpose, Stream
+from fedsim.simulation.engine import play
+from fedsim.simulation.setup import prepare
+from fedsim.simulation.state import initial_state
 from fedsim.solvers import Local, Plan, solve
 from fedsim.solvers.batches import choose
-from fedsim.tasks import CNN, MLP, Batch, LeastSquares, Logistic, Softmax, TaskOptions
+from fedsim.tasks import CNN, MLP, Batch, LeastSquares, Logistic, Module, Softmax, TaskOptions
+from tests.contract.test_compressors import COMPRESSORS
 
 CUDA, META = torch.device("cuda:0"), torch.device("meta")
 TASKS: list[tuple[TaskOptions, tuple[int, ...], int | None]] = [
@@ -34,6 +42,8 @@ TASKS: list[tuple[TaskOptions, tuple[int, ...], int | None]] = [
     (Softmax(l2=0.1), (5,), 3),
     (MLP(hidden=(4,), l2=0.1), (5,), 3),
     (CNN(width=2), (1, 4, 4), 3),
+    (Module("tests.property.test_stacked:normed"), (5,), 3),
+    (Module("tests.property.test_stacked:transformer"), (2, 5), 3),
 ]
 EVERY_TASK = pytest.mark.parametrize(("options", "shape", "classes"), TASKS, ids=[repr(task[0]) for task in TASKS])
 NO_CUDA = not torch.backends.cuda.is_built()
@@ -71,6 +81,29 @@ class OneDevice(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class HostReads(TorchFunctionMode):
+    """What a host reads of "meta", where it is meant to: once a message, whether all is finite; what it sends; SALR's
+    sharpness, a number a step.
+
+    Numbers are 0, so lengths and coordinates are possible ones, and every question is answered with yes. A read by
+    other means than these, and every mix of devices, still raises.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        first = args[0] if args else None
+        if isinstance(first, Tensor) and first.device == META:
+            if func is Tensor.__bool__:
+                return True
+            zeros = torch.zeros(first.shape, dtype=first.dtype, device="cpu")
+            if func is Tensor.cpu:
+                return zeros
+            if func is Tensor.to and args[1] in ("cpu", torch.device("cpu")):
+                return zeros.to(*args[1:])
+            if func in (Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__int__):
+                return func(zeros)
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def fake_cuda() -> Iterator[None]:
     with FakeTensorMode(), Subscripts():
@@ -83,7 +116,7 @@ def test_gradients_stay_on_the_device(
     options: TaskOptions, shape: tuple[int, ...], classes: int | None, dtype: torch.dtype
 ) -> None:
     task = options.build(shape, classes, dtype, CUDA)
-    if NO_CUDA and isinstance(options, MLP | CNN):
+    if NO_CUDA and isinstance(options, MLP | CNN | Module):
         pytest.skip("autograd aborts for fake CUDA tensors in a build without CUDA; the next test but one covers it")
     with fake_cuda():
         models = torch.empty(3, task.dim, dtype=dtype, device=CUDA)
@@ -119,6 +152,38 @@ def test_a_clients_round_stays_on_the_device(
         solution = solve(task, world, models, torch.arange(3), plan, Stream(0, Purpose.BATCH))
     for result, expected in ((solution.direction, (3, task.dim)), (solution.losses, (3,)), (solution.samples, (3,))):
         assert (result.device, tuple(result.shape)) == (META, expected)
+
+
+@pytest.mark.parametrize("compressor", COMPRESSORS, ids=repr)
+def test_compression_stays_on_the_device(compressor: Compressor) -> None:
+    with OneDevice(), HostReads():
+        payload = compressor.compress(
+            torch.empty(3, 12, device=META), Stream(0, Purpose.UPLINK), torch.arange(3, device=META)
+        )
+        rows = compressor.decompress(payload, torch.float32)
+    assert (rows.device, rows.dtype, tuple(rows.shape)) == (META, torch.float32, (3, 12))
+
+
+@pytest.mark.parametrize("wire", ["counted", "real"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_rounds_of_every_method_stay_on_the_device(recipe: str, wire: str) -> None:
+    """From the cohort to the server's step, with what the host is told in ``HostReads``."""
+    data = {"source": "synthetic-logistic", "clients": 4, "per_client": 6}
+    experiment = Experiment.of(
+        algorithm=recipe, data=data, server={"step": 0.1}, local={"step": 0.1}, run={"wire": wire, "device": "cpu"}
+    )
+    setup = prepare(experiment)
+    world = replace(
+        setup.federation, features=setup.federation.features.to(META), targets=setup.federation.targets.to(META)
+    )
+    task = experiment.task.build((2,), 2, torch.float32, META)
+    with OneDevice(), HostReads():
+        setup = replace(setup, federation=world, task=task, weights=setup.weights.to(META))
+        state = initial_state(setup)
+        for _ in range(3):
+            play(setup, state)
+    assert state.server.model.device == META
+    assert state.server.round == 3
 
 
 def test_the_modes_catch_what_they_are_for() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,16 +11,28 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.algorithms.theory import Problem, admissible, promise
+from fedsim.algorithms.method import Downlink, Method, ServerOptions, Uplink
+from fedsim.algorithms.theory.nastya import admissible, promise
 from fedsim.cli.theory import theory
 from fedsim.errors import ConfigError
+from fedsim.simulation.constants import noise, problem, setting, theory_steps
 from fedsim.simulation.setup import prepare
-from fedsim.simulation.theory import noise, problem, promised, setting, theory_steps
+from fedsim.simulation.theory import promised
 from fedsim.solvers.order import reshuffle
 from fedsim.tasks import Batch
 from fedsim.tasks.task import full_batch
+from tests.theory_problem import NOISE, PROBLEM
 
-PROBLEM = Problem(sample_smoothness=2.0, convexity=0.1, clients=4, batches=5, up=3.0, down=0.5)
+EPOCHS = replace(PROBLEM, batches=5)
+
+
+def method(memory: bool, rate: float | str = "auto", **server: object) -> Method:
+    return Method(
+        Uplink(memory=memory, rate=rate if memory else "auto"),
+        Downlink(),
+        ServerOptions(**server),
+        9,  # type: ignore[arg-type]
+    )
 
 
 def nastya(**changes: object) -> fedsim.Experiment:
@@ -43,20 +56,20 @@ def nastya(**changes: object) -> fedsim.Experiment:
 
 
 def test_the_steps_are_those_of_the_theorems() -> None:
-    with_memory = admissible(PROBLEM, memory=True, alpha=0.125)
+    with_memory = admissible(EPOCHS, method(True, 0.125))
     assert with_memory.server == 1 / (16 * 2 * (1 + 9 * 3 / 4) * 1.5)
     assert with_memory.local == 1 / (16 * 5 * 2)
     assert with_memory.alpha == 1 / 4
     assert "extended to a compressed downlink" in with_memory.theorem
-    assert admissible(PROBLEM, memory=True, alpha=1e-6).server == 1e-6 / (2 * 0.1)
-    without = admissible(PROBLEM, memory=False, alpha=0.0)
+    assert admissible(EPOCHS, method(True, 1e-6)).server == 1e-6 / (2 * 0.1)
+    without = admissible(EPOCHS, method(False))
     assert (without.server, without.local, without.alpha) == (1 / (16 * 2 * (1 + 3 / 4)), 1 / (5 * 5 * 2), 0.0)
 
 
 def test_the_promise_is_that_of_the_theorems() -> None:
     drift = 4.5 * 0.01**2 * 5 * 2 / 0.1 * (6 * 0.3 + 0.7)
-    assert promise(PROBLEM, True, 0.2, 0.01, 0.3, 0.7).floor == pytest.approx(drift, rel=1e-12)
-    noisy = promise(PROBLEM, False, 0.2, 0.01, 0.3, 0.7)
+    assert promise(EPOCHS, method(True), 0.2, 0.01, NOISE).floor == pytest.approx(drift, rel=1e-12)
+    noisy = promise(EPOCHS, method(False), 0.2, 0.01, NOISE)
     assert noisy.rate == 0.2 * 0.1 / 2
     assert noisy.floor == pytest.approx(drift + 8 * 0.2 * 3 * 0.3 / (0.1 * 4), rel=1e-12)
 
@@ -70,7 +83,7 @@ def test_the_promise_is_that_of_the_theorems() -> None:
         ({"server": {"schedule": "inverse-sqrt"}}, "step sizes vary"),
         ({"direction": {"kind": "momentum"}}, "the local direction is not the gradient"),
         ({"local": {"order": "incremental"}}, "neither one full gradient nor one epoch of reshuffling"),
-        ({"local": {"order": "with-replacement", "epochs": 0, "batch": 0}}, "neither one full gradient nor one epoch"),
+        ({"local": {"order": "with-replacement", "epochs": 0, "batch": 0}}, "nor one gradient of a fresh batch"),
         ({"local": {"order": "tests.plugins_example:there_and_back", "batch": 0}}, "neither one full gradient nor"),
         ({"local": {"send": "difference"}}, "clients send the difference"),
         ({"uplink": {"memory": False}, "downlink": {"compressor": "quantize"}}, "there are no memories"),
@@ -181,13 +194,13 @@ def test_the_bound_holds_at_the_largest_admissible_steps(down: str) -> None:
     experiment = nastya(downlink={"compressor": down, **({"bucket": 8} if down == "quantize" else {})})
     setup = prepare(experiment)
     assert setup.step == theory_steps(experiment, setup.federation, setup.task).server
-    said = promised(experiment, setup.federation, setup.task, setup.step, setup.plan.step)
+    said = promised(setup)
     found = noise(experiment, setup.federation, setup.task)
     omega, alpha = experiment.uplink.compressor.omega(setup.task.dim), setup.method.alpha
     distances = squared_distances(experiment, 40)
     start = distances[0] + 8 * omega * setup.step**2 / (alpha * 8) * found.client
     for t, distance in enumerate(distances):
-        assert distance <= (1 - said.rate) ** t * start + said.floor
+        assert distance <= (1 - said.rate) ** t * start + said.bound
 
 
 def bidirectional(rate: float | str = "auto", seed: int = 0) -> fedsim.Experiment:
@@ -251,9 +264,9 @@ def test_the_lyapunov_function_of_a_bidirectional_run_stays_below_its_bound() ->
             distance = (state.server.model - best).square().sum()
             psi.append(float(distance + weight * (memories - at_best).square().sum()))
             play(setup, state)
-        said = promised(setup.experiment, federation, task, setup.step, setup.plan.step)
+        said = promised(setup)
         values += np.array(psi) / len(seeds)
-        bounds += ((1 - said.rate) ** np.arange(rounds) * psi[0] + said.floor) / len(seeds)
+        bounds += ((1 - said.rate) ** np.arange(rounds) * psi[0] + said.bound) / len(seeds)
     marks = range(0, rounds, 300)
     print("Psi / bound", {t: f"{values[t]:.2e} / {bounds[t]:.2e}" for t in [*marks, rounds - 1]})
     assert (values <= bounds).all()
@@ -276,10 +289,15 @@ def test_the_floor_of_diana_nastya_falls_with_the_square_of_the_local_step() -> 
 def test_the_command_prints_what_covers_the_default_of_diana(capsys: pytest.CaptureFixture[str]) -> None:
     theory(None, [f"{key}={value}" for key, value in flat(nastya().table())])
     printed = capsys.readouterr().out
-    assert "covered by Theorem 2.4 (DIANA-NASTYA)\n" in printed
+    assert "covered by Theorem 2.4 (DIANA-NASTYA); Sadiev et al., NeurIPS 2024" in printed
     assert "in use: 1 times" in printed
-    theory(None, ["data.source=breast-cancer", "server.step=0.1", "task.l2=0.1", "algorithm=bi-qsgd"])
+    theory(None, ["data.source=breast-cancer", "server.step=0.1", "task.l2=0.1", "algorithm=artemis-rr"])
     assert "no theorem covers this experiment: clients weigh differently" in capsys.readouterr().out
+    theory(None, ["data.source=breast-cancer", "server.step=0.1", "task.l2=0.1", "algorithm=bi-qsgd"])
+    printed = capsys.readouterr().out
+    assert "would be covered by Theorem 1 (Artemis); Philippenko & Dieuleveut, arXiv 2006.14591" in printed
+    assert "the server's step is 21.3 times" in printed
+    assert "stationary law (derived, no bound)" in printed
     theory(
         None,
         ["data.source=breast-cancer", "server.step=100.0", "task.l2=0.1", "server.weights=uniform", "algorithm=sgd"],
@@ -306,6 +324,6 @@ def test_setting_of_full_gradients() -> None:
     setup = prepare(experiment)
     assert setting(experiment, setup.federation, setup.task).epoch_of_reshuffling
     assert problem(experiment, setup.federation, setup.task).batches == 1
-    said = promised(experiment, setup.federation, setup.task, setup.step, 1.0)
-    assert said.floor == 0
+    said = promised(setup)
+    assert said.bound == 0
     assert math.isfinite(said.rate)

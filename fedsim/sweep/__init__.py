@@ -1,0 +1,1 @@
+"""Many experiments from one file: which they are, and how they are run side by side."""
