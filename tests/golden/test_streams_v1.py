@@ -79,6 +79,7 @@ def test_purposes_keep_their_numbers() -> None:
         "PLACES": 10,
         "SYNCHRONISE": 11,
         "ROTATION": 16,
+        "NETWORK": 24,
     }
     assert SERVER == 2**32 - 1
 

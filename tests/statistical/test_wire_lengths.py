@@ -89,6 +89,16 @@ def test_long_messages_of_a_gradient(s: int, share: float) -> None:
     assert size(payload).double().mean() <= share * (entropy(payload.levels).mean() + NORM_BITS)
 
 
+def test_the_table_of_messages_has_every_compressor(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the bits that are made: those of a gradient of 650 coordinates."""
+    (row,) = messages.softmax()
+    for compressor in messages.compressors():
+        print(messages.line("softmax", compressor, row, at_least=0.0))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(list(messages.compressors()))
+    assert all(line.startswith("| softmax | 650 | ") and line.count("|") == 13 for line in lines)
+
+
 @pytest.mark.parametrize("d", [1000, 3000, 10_000])
 def test_a_row_of_one_sign_pays_a_bit_for_each_sign(d: int) -> None:
     payload = quantized(Quantize(1), constant(30, d))
