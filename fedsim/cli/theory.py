@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isinf
+
 from fedsim.cli.options import Assignments, ExperimentFile
 
 
@@ -26,12 +28,18 @@ def theory(experiment: ExperimentFile = None, assignments: Assignments = None) -
     _print("largest weight of a client", constants.share)
     _print("probability to take part p", constants.probability)
     _print("mini-batches of an epoch n", constants.batches)
-    _print("omega up", constants.up)
-    _print("omega down", constants.down)
+    for way, omega, delta in (
+        ("up", constants.up, constants.up_delta),
+        ("down", constants.down, constants.down_delta),
+    ):
+        biased = isinf(omega)
+        _print(f"{'delta (biased)' if biased else 'omega'} {way}", delta if biased else omega)
     _print("memory rate alpha", setup.method.alpha)
     _print("B^2 (zeta^2), clients at the optimum", found.client)
     _print("sigma^2, mini-batches at the optimum", found.batch)
     _print("F at the optimum", found.value)
+    if found.offset:  # where the method's own objective is not the mean over all samples, which runs report
+        _print("loss above its minimum there", found.offset)
     _print("step of the server, in use", setup.step)
     _print("step of a client, in use", setup.plan.step)
     if not said.theorem:
@@ -50,7 +58,9 @@ def theory(experiment: ExperimentFile = None, assignments: Assignments = None) -
         _print("    floor, at most", said.bound)
     if said.floor_loss is not None:
         print("stationary law (derived, no bound)")
-        _print("  excess loss F - F*", said.floor_loss)
+        _print("  loss above its minimum", said.floor_loss)
+        if found.offset:
+            print("    (over all samples: it counts what the optimum of clients that count alike is above it)")
         _print("    to first order in the step", said.first)
         _print("    share of noise off the optimum", said.gain)
         _print("  squared distance", said.floor_distance)
