@@ -65,7 +65,8 @@ def compare(
     found = find_runs(runs)
     if len(found) == 1 and plain:
         raise ConfigError(f"{runs[0]} is one run; give another to compare it with, or a folder of runs")
-    made = table(groups(found), measure, target)
+    grouped = groups(found)
+    made = table(grouped, measure, target)
     if csv is not None:
         _write(made, csv)
     if json:
@@ -77,6 +78,12 @@ def compare(
         _print(console, made.rows, columns)
         print()
     print_line(console, "mean ± half of the 95 % interval over seeds (Student)")
+    every = max(run.experiment.run.evaluate_every for run in found)
+    print_line(console, f"what a target took: at the first evaluation that was there, one every {every} rounds")
+    if len({group.problem for group in grouped}) > 1:
+        print_line(
+            console, "not the same problem: these runs differ in data, partition or task, so in what a loss means"
+        )
 
 
 def _columns(table: Table) -> dict[str, dict[str, Callable[[Row], str]]]:

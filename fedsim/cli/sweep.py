@@ -76,7 +76,8 @@ def sweep(
     print_line(console, f"\n{count['finished']} of {len(points)} runs are finished, in {place}")
     for point, told in failed:
         print_line(console, f"  {point.title}: {told.what}: {told.reason}")
-    print_line(console, f"`fedsim compare {place}` puts them side by side")
+    if count["finished"]:
+        print_line(console, f"`fedsim compare {place}` puts them side by side")
     if failed:
         raise typer.Exit(1)
 

@@ -98,6 +98,13 @@ class Group:
         """The runs that played all their rounds."""
         return tuple(run for run in self.runs if run.finished)
 
+    @property
+    def problem(self) -> str:
+        """What is learned from what: equal where a loss means the same."""
+        table = self.runs[0].experiment.table()
+        here = {key: value for key, value in table["data"].items() if key not in ("paths", "test")}
+        return repr((here, table["partition"], table["task"]))
+
 
 def read_run(path: Path) -> Run:
     """Read a run folder, finished or not; a last line that is being written, or never was, does not count.

@@ -41,11 +41,16 @@ class Table:
 def table(groups: Sequence[Group], measure: str = "loss", target: float | None = None) -> Table:
     """Compare groups. target: None for the worst value with which any finished run ended, so that all of them reach it.
 
-    Raises ConfigError when no run has the measure.
+    Raises ConfigError when no run has the measure, or for a target that is no number.
     """
+    if target is not None and not math.isfinite(target):
+        raise ConfigError(f"--target {target}: expected a finite number")
     ends = [float(values[-1]) for group in groups for run in group.finished if len(values := run.values(measure))]
     known = [end for end in ends if math.isfinite(end)]
     if target is None and not known:
+        statuses = {run.status for group in groups for run in group.runs}
+        if statuses == {"diverged"}:
+            raise ConfigError("all these runs diverged; run them with a smaller step")
         raise ConfigError(
             f"no finished run has a {measure}; finish one, or give a --measure that metrics.jsonl has and a --target"
         )

@@ -96,7 +96,10 @@ def test_a_table_in_words(compare: Compare) -> None:
     assert "±" in after[1]
     assert after[2].split() == ["artemis", "0", "of", "3"]
     assert "3 of 3" in after[1]
-    assert lines[-1] == "mean ± half of the 95 % interval over seeds (Student)"
+    assert lines[-2:] == [
+        "mean ± half of the 95 % interval over seeds (Student)",
+        "what a target took: at the first evaluation that was there, one every 2 rounds",
+    ]
 
 
 def test_two_runs_are_still_held_against_each_other(compare: Compare) -> None:
@@ -120,6 +123,7 @@ def test_accuracy(compare: Compare) -> None:
     after = out.splitlines()[out.splitlines().index(line) + 1 :]
     assert "1 of 1" in after[1]
     assert "0 of 3" in after[2]
+    assert after[-1] == ("not the same problem: these runs differ in data, partition or task, so in what a loss means")
     assert " %" in out
 
 
@@ -153,3 +157,11 @@ def test_nothing_to_compare(compare: Compare, refused: Refused, runs: Path) -> N
     assert compare("sgd --measure test_los")[2].startswith("error: no finished run has a test_los; ")
     with refused(ConfigError, "no finished run has a loss", "--target"):
         table([])
+    assert compare("sgd --target nan")[2] == "error: --target nan: expected a finite number\n"
+
+
+def test_all_of_them_diverged(compare: Compare, runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "sgd", tmp_path / "sgd")
+    for manifest in (tmp_path / "sgd").glob("*/manifest.json"):
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"status": "diverged"}))
+    assert compare(str(tmp_path / "sgd"))[2] == "error: all these runs diverged; run them with a smaller step\n"
