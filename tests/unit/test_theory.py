@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -311,9 +312,7 @@ def flat(table: dict[str, object]) -> list[tuple[str, object]]:
     pairs: list[tuple[str, object]] = []
     for key, value in table.items():
         if isinstance(value, dict):
-            pairs += [
-                (f"{key}.{name}", str(part).lower() if isinstance(part, bool) else part) for name, part in value.items()
-            ]
+            pairs += [(f"{key}.{name}", json.dumps(part)) for name, part in value.items()]
         else:
             pairs.append((key, value))
     return pairs
