@@ -7,9 +7,9 @@ salr            step-size rules (minutes)
 solvers         all local solvers
 saturation      measured plateaus beside predicted ones, on a9a and synthetic sets (half an hour)
 participation   what absence costs on a9a, by method (minutes)
-pareto          bytes that every recipe needs to reach a loss, on a9a and digits (minutes)
+pareto          bytes that every recipe needs to reach a loss, on a9a (not timed) and digits (minutes)
 fashion         accuracy and bytes of a small network on Fashion-MNIST (half an hour); as it was published, with
-                --network published --epochs 300, it takes a core four days
+                --network published --epochs 300, it takes a core many hours
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Published, s = 4, batches of 128, step 0.1, one step a round, 300 epochs, mean of two runs (the authors' result files):
 sgd 92.30 %, diana 92.25 %, artemis 88.25 %, mcm 91.25 %. There each parameter tensor is compressed by itself; here the
-whole row, whose omega is nearly that of its largest tensor.
+whole row, under which mcm does not learn: these figures are not reproduced.
 
 How bytes are saved: many local steps for one message; sparse or coarse messages whose errors are fed back, both ways.
 Everybody's first model, in full, is in the bytes.
