@@ -233,11 +233,11 @@ def _channel_parts(type_: Type, tag: str) -> tuple[dict[str, Field], list[Struct
     return {}, structs
 
 
-def described(type_: Type) -> str:
+def meaning_of(type_: Type) -> str:
     """The description attached to a type, or nothing."""
     schema = (type_.extra_json_schema if isinstance(type_, Metadata) else None) or {}
     return str(schema.get("description", ""))
 
 
 def _aside(type_: Type) -> str:
-    return f" ({meaning})" if (meaning := described(type_)) else ""
+    return f" ({meaning})" if (meaning := meaning_of(type_)) else ""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedsim.cli.options import NetworkName
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -37,6 +39,7 @@ def compare(
         Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table.", show_default=False)
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the table as JSON instead.")] = False,
+    network: NetworkName = "",
 ) -> None:
     """Compare runs: two for equality, more for what they reached at what cost.
 
@@ -56,8 +59,9 @@ def compare(
     from fedsim.errors import ConfigError
     from fedsim.reporting.runs import find_runs, groups
     from fedsim.reporting.table import table
+    from fedsim.reporting.timed import timed
 
-    plain = target is None and measure == "loss" and csv is None and not json
+    plain = target is None and measure == "loss" and csv is None and not json and not network
     if plain and len(runs) == 2 and all((folder / "experiment.toml").exists() for folder in runs):
         if not equal(*runs):
             raise typer.Exit(1)
@@ -65,7 +69,7 @@ def compare(
     found = find_runs(runs)
     if len(found) == 1 and plain:
         raise ConfigError(f"{runs[0]} is one run; give another to compare it with, or a folder of runs")
-    grouped = groups(found)
+    grouped = groups(timed(found, network) if network else found)
     made = table(grouped, measure, target)
     if csv is not None:
         _write(made, csv)

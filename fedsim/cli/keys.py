@@ -88,8 +88,7 @@ def described() -> Iterator[Line]:
 def _fields(table: str, kind: type, when: str, but: tuple[str, ...] = ()) -> Iterator[Line]:
     from msgspec.inspect import type_info
 
-    from fedsim.keys import accepted, default_of
-    from fedsim.keys import described as meaning_of
+    from fedsim.keys import accepted, default_of, meaning_of
 
     meanings = _arguments(kind)
     for field in type_info(kind).fields:  # type: ignore[attr-defined]

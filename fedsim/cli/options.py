@@ -20,3 +20,12 @@ Assignments = Annotated[
     ),
 ]
 RunFolderPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+NetworkName = Annotated[
+    str,
+    typer.Option(
+        "--network",
+        metavar="NAME",
+        help="Simulated seconds of every run over this network: fibre, 4g, iot, data-centre or the path of a trace.",
+        show_default=False,
+    ),
+]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedsim.cli.options import NetworkName
+
 if TYPE_CHECKING:
     from fedsim.reporting.content import Target
 
@@ -36,6 +38,7 @@ def report(
     theory: Annotated[
         bool, typer.Option("--theory/--no-theory", help="Ask what theory expects of each method, which takes longest.")
     ] = True,
+    network: NetworkName = "",
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Load data for experiments that name Python code, and run that code.")
     ] = False,
@@ -49,9 +52,10 @@ def report(
     from fedsim.reporting.final import Examiner
     from fedsim.reporting.page import page
     from fedsim.reporting.runs import find_runs
+    from fedsim.reporting.timed import timed
 
-    goal = parse_target(target)
-    found = study(find_runs(runs), Examiner(allow_code, theory) if data else None)
+    goal, read = parse_target(target), find_runs(runs)
+    found = study(timed(read, network) if network else read, Examiner(allow_code, theory) if data else None)
     named = title or " · ".join(group.label for group in found.groups)
     text = page(found, named if len(named) <= 100 else f"{len(found.groups)} methods", goal)
     output.write_text(text, encoding="utf-8")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedsim.cli.options import Assignments
+from fedsim.cli.report import report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +34,10 @@ def sweep(
     jobs: Annotated[
         int, typer.Option("--jobs", min=0, help="Runs at a time; default: one for each core.", show_default=False)
     ] = 0,
+    page: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="Write `fedsim report` of it at the end.", show_default=False),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say which runs there are and which are finished; run nothing.")
     ] = False,
@@ -78,6 +83,8 @@ def sweep(
         print_line(console, f"  {point.title}: {told.what}: {told.reason}")
     if count["finished"]:
         print_line(console, f"`fedsim compare {place}` puts them side by side")
+        if page is not None:
+            report([place], page)
     if failed:
         raise typer.Exit(1)
 

@@ -57,6 +57,7 @@ def _plain(value: Any) -> Any:
         return save({"": value.detach().cpu().contiguous()})
     if isinstance(value, Mapping):
         return dict(value)
+    # what msgspec asks of an encoder's hook for a type that it does not know
     raise NotImplementedError(f"{type(value).__name__} does not travel between processes")
 
 

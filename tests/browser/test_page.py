@@ -21,6 +21,7 @@ from fedsim.reporting.live import Watched, serving
 from fedsim.reporting.page import page
 from fedsim.reporting.runs import find_runs
 from fedsim.reporting.statistics import curve
+from fedsim.reporting.timed import timed
 from tests.browser.conftest import Open
 from tests.studied import LABELS, experiment
 
@@ -58,6 +59,21 @@ def test_switch_the_axis(open_page: Open) -> None:
         assert axis_labels(tab) == {name}
         drawn.add(tuple(lines(tab)))
     assert len(drawn) == 4
+
+
+def test_seconds_over_a_network(open_page: Open, runs: Path, tmp_path: Path) -> None:
+    given = study(timed(find_runs([runs]), "iot"), None)
+    (tmp_path / "timed.html").write_text(page(given, "Timed"), encoding="utf-8")
+    tab = open_page((tmp_path / "timed.html").as_uri())
+    before = lines(tab, 'figure[data-name="loss"]')
+    tab.check('#toolbar input[name="axis"] + span:text-is("Simulated seconds") >> xpath=../input', force=True)
+    assert axis_labels(tab) == {"Simulated seconds"}
+    assert lines(tab, 'figure[data-name="loss"]') != before
+    rows = list(csv.DictReader(saved(tab, 'figure[data-name="loss"]', "CSV").read_text().splitlines()))
+    (seconds,) = {name for name in rows[0] if "econds" in name}
+    ends = {float(run.axis("seconds")[-1]) for group in given.groups for run in group.runs}
+    assert max(float(row[seconds]) for row in rows) <= max(ends)
+    assert max(float(row[seconds]) for row in rows) >= min(ends)
 
 
 def test_switch_the_scales(open_page: Open) -> None:

@@ -21,7 +21,10 @@ from fedsim.cli import main
 from fedsim.cli.report import parse_target
 from fedsim.reporting import gallery, plots
 from fedsim.reporting.content import EXCESS, Study, Target
+from fedsim.reporting.runs import find_runs
 from fedsim.reporting.statistics import curve
+from fedsim.reporting.timed import timed
+from fedsim.simulation.hindsight import network_named, replay
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -47,6 +50,23 @@ def test_report_writes_one_page(cli: Cli, runs: Path) -> None:
     assert (status, out) == (0, f"x.html: 6 runs, {Path('x.html').stat().st_size / 1e6:.1f} MB\n")
     assert "<title>artemis · levels 1 · artemis · levels 4 · sgd</title>" in Path("x.html").read_text()
     assert os.listdir() == ["x.html"]
+
+
+def test_report_over_a_network(cli: Cli, runs: Path) -> None:
+    """Runs that were played without one have simulated seconds: those of ``fedsim time``."""
+    assert cli("report", runs / "sgd-0", "--no-theory", "--network", "4g")[0] == 0
+    assert '"key":"seconds"' in Path("report.html").read_text()
+    (found,) = timed(find_runs([runs / "sgd-0"]), "4g")
+    played = replay(runs / "sgd-0", network_named("4g"))
+    assert found.axis("seconds").tolist() == [
+        pytest.approx(played.timing.seconds[: line["round"]].sum()) for line in found.metrics
+    ]
+    assert found.axis("seconds")[-1] > 0
+    status, _, said = cli("report", runs / "sgd-0", "--network", "5g")
+    assert (status, said) == (
+        2,
+        "error: network '5g': expected data-centre, fibre, 4g, iot, or the path of a trace, such as lines.csv\n",
+    )
 
 
 def test_report_without_data(cli: Cli, runs: Path) -> None:

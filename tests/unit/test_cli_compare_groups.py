@@ -17,6 +17,7 @@ from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.reporting.runs import find_runs, groups
 from fedsim.reporting.table import flat_row, table
+from fedsim.reporting.timed import timed
 from fedsim.simulation.run import run
 from tests.conftest import Command, Refused
 
@@ -112,6 +113,16 @@ def test_two_runs_are_still_held_against_each_other(compare: Compare) -> None:
     assert len(json.loads(compare("sgd/0 sgd/1 --json")[1])["groups"]) == 1
     assert json.loads(compare("digits --json")[1])["groups"][0]["loss_half"] is None
     assert "until loss" in compare("sgd/0 artemis")[1]
+
+
+def test_seconds_over_a_network(compare: Compare, runs: Path) -> None:
+    status, out, _ = compare("sgd artemis --network 4g")
+    assert status == 0
+    assert out.splitlines()[1].split()[-1] == "seconds"
+    (row, _) = json.loads(compare("sgd artemis --network 4g --json")[1])["groups"]
+    ends = [float(run.axis("seconds")[-1]) for run in timed(find_runs([runs / "sgd"]), "4g")]
+    assert row["seconds_mean"] == pytest.approx(sum(ends) / 3)
+    assert "models" not in compare("sgd/0 sgd/1 --network 4g")[1]
 
 
 def test_accuracy(compare: Compare) -> None:

@@ -65,7 +65,7 @@ class Subscripts(TorchFunctionMode):
             elif isinstance(part, slice):
                 tensor = torch.ops.aten.slice(tensor, dim, part.start, part.stop)
             else:
-                raise NotImplementedError(part)
+                raise NotImplementedError(part)  # an index that no module here uses: say so, do not guess
             dim += 1
         return tensor
 

@@ -253,8 +253,9 @@ def test_a_sweep_that_changed_runs_what_is_new(sweep: Sweep, place: Path) -> Non
     assert sweep("s.toml --folder mine --jobs 1")[0] == 0
     before = contents(place / "mine")
     Path("s.toml").write_text(f"{SMALL}\n[grid]\nuplink.levels = [2, 4]")
-    status, out, _ = sweep("s.toml --folder mine")
+    status, out, _ = sweep("s.toml --folder mine --report mine.html")
     assert status == 0
+    assert out.endswith(f"mine.html: 3 runs, {Path('mine.html').stat().st_size / 1e6:.1f} MB\n")
     assert "1 finished already, 1 to be run\n" in out
     assert "mine also holds runs that are not of this sweep (1, for example artemis-" in out
     assert len(others(Path("mine"), read_sweep(Path("s.toml")))) == 1

@@ -77,6 +77,7 @@ class Server(BaseServerHandler[Up, Down]):
         return self.round >= self.given.rounds
 
     def load(self, payload: Up) -> bool:
+        # of the peer's interface, for handlers that buffer; this one's whole round comes to global_update
         raise NotImplementedError("a round is updated at once")
 
     def global_update(self, buffer: list[Up]) -> None:
