@@ -45,7 +45,7 @@ def test_what_five_rounds_send(name: str, up: bool, down: bool) -> None:
 @pytest.mark.usefixtures("fashion_mnist_folder")
 @pytest.mark.parametrize("name", fashion.CHEAP)
 def test_two_cheap_rounds(name: str) -> None:
-    """Nothing is refused, and the network begins to learn; stc, which sends a twentieth at a time, the slowest."""
+    """Nothing is refused, and the network learns; stc, which sends a twentieth at a time, has only begun to."""
     seen = fashion.play(fashion.experiment("small", 1, fashion.CHEAP[name] | FEW | {"rounds": 2}))
     assert seen[-1].rounds == 2
-    assert seen[-1].accuracy > 1.5 * seen[0].accuracy
+    assert seen[-1].accuracy > (1.5 * seen[0].accuracy if name.startswith("stc") else 0.4)
