@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,9 @@ from fedsim.errors import FedsimError
 torch.set_num_threads(1)
 settings.register_profile("no deadline", deadline=None)  # the first example that needs a kernel compiles it
 settings.load_profile("no deadline")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; what tests start inherits it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LIBSVM = Path(__file__).resolve().parents[2] / "shared" / "data" / "libsvm"
 Command = Callable[..., tuple[int, str, str]]

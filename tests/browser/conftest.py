@@ -17,9 +17,9 @@ __all__ = ["runs", "studied"]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """The system's browser, driven by playwright."""
+    """The system's browser, driven by playwright, whose event loop no other module's tests may find running."""
     driver = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'fedsim[dev]'")
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None:
