@@ -15,9 +15,9 @@ stalls      TCP begins with 10 packets and doubles: until a window lasts longer 
     stalls = sum of max(0, 2 l + p - 10 p 2^k) over the windows k = 0, 1, ... but the last,     p = 8 * 1500 / R
 
 E, q, a and O are those of Flower 1.41 without TLS. Claim: of deployed rounds over lines of 0.25 to 20 Mbit/s the model
-is 0.82 to 1.00 of the seconds measured on the wire, but for 300 kB over 8 and 20 Mbit/s, where it is 0.67 to 0.98 (``python
--m tests.flower network``). There Linux ends slow start early (HyStart): without that it was 0.91 to 0.96. Not in it
-either: losses of packets, the 3 seconds after which an idle SuperNode asks again, the process it starts for each
+is 0.82 to 1.00 of the seconds measured on the wire, but for 300 kB over 8 and 20 Mbit/s, where it is 0.67 to 0.98
+(``python -m tests.flower network``). There Linux ends slow start early (HyStart): without that it was 0.91 to 0.96. Not
+in it either: losses of packets, the 3 seconds after which an idle SuperNode asks again, the process it starts for each
 message, what both ends compute, the server's own line.
 
 Source: Kurose and Ross, Computer Networking, on TCP's delay with a static and a growing window; RFC 6928 (10 packets).
